@@ -1,0 +1,142 @@
+"""What a run reports while it runs, one frozen class per kind of event.
+
+Pipelines yield these and never print; the progress display and `--json` only listen.
+`type` is the name of the event in the JSON lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from osp_cli.plan import Plan
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+    type: ClassVar[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The event as one flat object of plain JSON values, `type` first."""
+        fields = {
+            key: str(value) if isinstance(value, Path) else value
+            for key, value in asdict(self).items()
+        }
+        return {"type": self.type, **fields}
+
+
+@dataclass(frozen=True, slots=True)
+class Planned(Event):
+    """The run is planned; nothing has been loaded yet."""
+
+    type: ClassVar[str] = "plan"
+    plan: Plan
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.type, **self.plan.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Event):
+    """One component is in memory. `component` names it, `seconds` is what it took."""
+
+    type: ClassVar[str] = "load"
+    component: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted(Event):
+    """A stage without countable steps begins: `condition`, `decode` or `encode`."""
+
+    type: ClassVar[str] = "stage"
+    name: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.type, "name": self.name, "state": "started"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageFinished(Event):
+    """The stage of the same name is over after `seconds`."""
+
+    type: ClassVar[str] = "stage"
+    name: str
+    seconds: float
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.type, "name": self.name, "state": "finished", "seconds": self.seconds}
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone(Event):
+    """Sampler step `step` of `num_steps` (counted from 1) took `seconds`."""
+
+    type: ClassVar[str] = "step"
+    step: int
+    num_steps: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice(Event):
+    """Something was done differently from what was asked; `message` says what, in a sentence."""
+
+    type: ClassVar[str] = "notice"
+    message: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FramesReady(Event):
+    """Decoded frames on their way to a sink: `(frames, height, width, 3)`, uint8 RGB.
+
+    Listeners see the shape only; pixels have no place in a line of JSON.
+    """
+
+    type: ClassVar[str] = "frames"
+    frames: NDArray[np.uint8]
+
+    def as_json(self) -> dict[str, Any]:
+        num_frames, height, width, _ = self.frames.shape
+        return {
+            "type": self.type,
+            "num_frames": int(num_frames),
+            "width": int(width),
+            "height": int(height),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Event):
+    """A result is whole under its final name. `bytes` is the size of the file at `path`."""
+
+    type: ClassVar[str] = "saved"
+    path: Path
+    bytes: int
+    sidecar: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Event):
+    """The run ended with an error; the same sentence and hint go to stderr."""
+
+    type: ClassVar[str] = "error"
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Event):
+    """The run is over. `seconds` in all, `timings` maps each stage to its seconds."""
+
+    type: ClassVar[str] = "done"
+    seconds: float
+    timings: dict[str, float]
