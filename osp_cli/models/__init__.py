@@ -1,0 +1,1 @@
+"""The networks: video transformer, latent projection, adapters, and how their weights are read."""

@@ -1,0 +1,1 @@
+"""The maths of one denoising run: schedule, guidance, Fourier features, latent shifting."""
