@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +14,9 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
 
 from osp_cli.models.latent_projector import LatentProjector
+from osp_cli.models.positions import sine_coordinates
 
 __all__ = ["FlashI2VTransformer3DModel", "ModelMixin"]
-
-# Latent frames of a 49-frame clip less one: absolute time runs from 0 to 1 over such a clip.
-_FRAMES_PER_UNIT_TIME = 12.0
 
 
 class FlashI2VTransformer3DModel(WanTransformer3DModel):
@@ -226,37 +223,3 @@ class FrameIndexedRotaryPosEmbed(WanRotaryPosEmbed):
             in_width[:width].view(1, 1, width, -1).expand(shape),
         ]
         return torch.cat(parts, dim=-1).reshape(1, frames * height * width, 1, -1)
-
-
-def sine_coordinates(
-    size: tuple[int, int, int],
-    channels: int,
-    *,
-    frame_indices: Tensor | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Sines and cosines of where each token lies in the frame and in time, `(f, h, w, channels)`.
-
-    x and y are in [-1, 1] at token centres whatever the size; t is the latent frame index / 12.
-    Each axis gives `sin, cos(pi 2^k u / 2)` for `k < channels / 6`. Rotary positions are relative
-    and count tokens: a small model needs to be told where the border of the picture is.
-    """
-    frames, height, width = size
-    if frame_indices is None:
-        frame_indices = torch.arange(frames, device=device)
-    t = frame_indices.to(device=device, dtype=torch.float32) / _FRAMES_PER_UNIT_TIME
-    y = (torch.arange(height, device=device) * 2 + 1) / height - 1
-    x = (torch.arange(width, device=device) * 2 + 1) / width - 1
-    octaves = 2.0 ** torch.arange(channels // 6, device=device) * (math.pi / 2)
-
-    def waves(axis: Tensor) -> Tensor:
-        angles = axis[:, None] * octaves
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-    shape = (frames, height, width, -1)
-    parts = [
-        waves(x)[None, None, :].expand(shape),
-        waves(y)[None, :, None].expand(shape),
-        waves(t)[:, None, None].expand(shape),
-    ]
-    return torch.cat(parts, dim=-1)

@@ -1,0 +1,1 @@
+"""What the transformer attends to: `encoder_hidden_states` from prompt and picture."""
