@@ -1,0 +1,1 @@
+"""Training: one loop, shared losses, recipes as data."""

@@ -1,0 +1,161 @@
+"""Fits the embedded codec: principal components of procedural blocks, then the refinement network."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from osp_cli.models.autoencoder_linear import AutoencoderLinear, to_blocks
+from osp_cli.procedural.motions import render_clip
+from osp_cli.procedural.prompts import random_motion, random_style
+from osp_cli.procedural.scenes import make_canvases
+from osp_cli.procedural.styles import STYLE_OPERATORS
+
+# Share of a channel's own deviation that normalisation removes. Full whitening would make a model spend
+# itself on the finest channels; none would leave them to drown in the first.
+WHITENING = 0.5
+STD_FLOOR = 0.02
+
+
+def styled_clips(
+    seed: int, canvases: int, size: tuple[int, int], frames: int, device: str
+) -> tuple[Tensor, Tensor]:
+    """Short clips in [-1, 1], `(canvases, 3, frames, h, w)`, and still repeats of their first frames."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    rng = random.Random(seed)
+    canvas = make_canvases(generator, canvases, int(size[0] * 1.3), int(size[1] * 1.3))
+    clips = []
+    for index in range(canvases):
+        style = random_style(rng)
+        painted = canvas[index : index + 1]
+        operator = STYLE_OPERATORS[style] if style else None
+        if operator:
+            painted = operator.paint(painted)
+        start = rng.randrange(0, 40)
+        times = torch.arange(start, start + frames)
+        clip = render_clip(painted[0], random_motion(rng), size, times, seed=seed)
+        clips.append(operator.screen(clip) if operator else clip)
+    video = torch.stack(clips).transpose(1, 2) * 2 - 1
+    return video, video[:, :, :1].expand(-1, -1, 4, -1, -1)
+
+
+def fit_transform(
+    model: AutoencoderLinear, seed: int, canvases: int = 64, device: str = "cpu"
+) -> AutoencoderLinear:
+    """Closed-form part: both bases, their alignment, and the latents' mean and deviation.
+
+    The later-frame basis is rotated onto the first-frame basis (orthogonal Procrustes on still clips), so
+    that a picture and a still clip of it have nearly the same latents in every frame.
+    """
+    z_dim, block = model.config.z_dim, model.config.block
+    first, moving, still = [], [], []
+    for part in range(canvases // 8):
+        video, repeat = styled_clips(seed + part, 8, (256, 448), 5, device)
+        first.append(to_blocks(video[:, :, :1], block, 1).flatten(0, 3))
+        moving.append(to_blocks(video[:, :, 1:], block, 4).flatten(0, 3))
+        still.append(to_blocks(repeat, block, 4).flatten(0, 3))
+    first_blocks, next_blocks, still_blocks = torch.cat(first), torch.cat(moving), torch.cat(still)
+    model.first_mean.data = first_blocks.mean(0)
+    model.next_mean.data = model.first_mean.data.reshape(3, 1, -1).repeat(1, 4, 1).flatten()
+    model.first_basis.data = _components(first_blocks - model.first_mean, z_dim)
+    # A quarter of still blocks keeps fine still detail from losing to rare fast motion.
+    mix = torch.cat([next_blocks, still_blocks[::3]]) - model.next_mean
+    basis = _components(mix, z_dim)
+    target = (first_blocks - model.first_mean) @ model.first_basis.T
+    source = (still_blocks - model.next_mean) @ basis.T * 0.5
+    u, _, vh = torch.linalg.svd(target.T @ source)
+    model.next_basis.data = (u @ vh) @ basis
+    latents = torch.cat([target, (next_blocks - model.next_mean) @ model.next_basis.T * 0.5])
+    std = latents.std(0)
+    std = std.clamp_min(STD_FLOOR * std.max())
+    divisor = std**WHITENING
+    divisor = divisor * (std / divisor).square().mean().sqrt()
+    model.register_to_config(
+        latents_mean=[round(v, 6) for v in latents.mean(0).tolist()],
+        latents_std=[round(v, 6) for v in divisor.tolist()],
+    )
+    return model
+
+
+def _components(centred: Tensor, count: int) -> Tensor:
+    """Leading eigenvectors of the covariance as rows, signs fixed so that a refit gives the same."""
+    covariance = centred.T.double() @ centred.double() / len(centred)
+    _, vectors = torch.linalg.eigh(covariance)
+    basis = vectors[:, -count:].flip(1).T
+    sign = torch.sign(basis.gather(1, basis.abs().argmax(1, keepdim=True)))
+    return (basis * sign).float()
+
+
+def train_refinement(
+    model: AutoencoderLinear,
+    seed: int,
+    seconds: float,
+    on_step: Callable[[int, float], None],
+    device: str = "cpu",
+    learning_rate: float = 6e-4,
+) -> None:
+    """Trains the refinement on clips it has not been fitted to, for a time.
+
+    Loss: squared and absolute error and absolute error of gradients. Latents carry a little noise, since a
+    sampled clip's latents do. Half of the pictures are unstyled: photographs matter most.
+    """
+    assert model.refinement is not None
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.refinement.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.refinement.parameters(), lr=learning_rate)
+    started, step, pool = time.monotonic(), 0, []
+    std = torch.tensor(model.config.latents_std, device=device).reshape(1, -1, 1, 1, 1)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    while (elapsed := time.monotonic() - started) < seconds:
+        if step % 12 == 0:
+            pool = [*pool[-5:], styled_clips(seed + 1000 + step, 4, (256, 384), 5, device)[0]]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * max(0.02, 1 - elapsed / seconds)
+        video = pool[step % len(pool)]
+        top = int(torch.randint(0, 8, (1,), generator=generator, device=device)) * 16
+        left = int(torch.randint(0, 16, (1,), generator=generator, device=device)) * 16
+        crop = video[:, :, :, top : top + 128, left : left + 128]
+        with torch.no_grad():
+            z = model.encode(crop).latent_dist.mode()
+            z = z + 0.02 * std * torch.randn(z.shape, generator=generator, device=device)
+            linear = model.decode_linear(z)
+        # The first frame and one group of four, as decode() meets them.
+        out = torch.cat(
+            [
+                model.refinement(linear[:, :, :1], z[:, :, 0]),
+                model.refinement(linear[:, :, 1:], z[:, :, 1]),
+            ],
+            2,
+        )
+        loss = reconstruction_loss(out, crop)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.refinement.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        on_step(step, loss.item())
+
+
+def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Squared error (weight 10), absolute error, and absolute error of horizontal and vertical steps."""
+    error = output - target
+    dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
+    return 10 * error.square().mean() + error.abs().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
+
+
+def psnr(output: Tensor, target: Tensor, peak: float = 2.0) -> float:
+    """Peak signal-to-noise ratio in dB; `peak` is the range, 2 for [-1, 1]."""
+    mse = F.mse_loss(output.float(), target.float()).item()
+    return float(10 * torch.log10(torch.tensor(peak**2 / max(mse, 1e-12))))
+
+
+def save_codec(model: AutoencoderLinear, folder: Path) -> None:
+    """Writes the codec in bf16, half the size; 8 bits of mantissa cost the picture nothing."""
+    model.to(torch.bfloat16).save_pretrained(folder)
