@@ -1,4 +1,9 @@
-"""Pixels to the model's latents and back, for any autoencoder with `AutoencoderKLWan`'s interface."""
+"""Between pixels in [-1, 1] and the normalised latents that the transformer sees.
+
+For `AutoencoderKLWan` and any class with the same interface: `config.latents_mean`,
+`config.latents_std`, `config.scale_factor_temporal`, `encode(x).latent_dist.mode()`,
+`decode(z).sample`.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +20,46 @@ def latent_statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean.reshape(1, -1, 1, 1, 1), std.reshape(1, -1, 1, 1, 1)
 
 
+@torch.no_grad()
 def encode_latents(vae: Any, video: Tensor) -> Tensor:
-    """Normalised posterior mean, `(mu - mean) / std`.
+    """Normalised posterior mean `(mu - mean) / std`, fp32; never a sample.
 
     Args:
-        vae: a causal autoencoder, 1 + 4k frames to 1 + k latents.
-        video: `(batch, 3, 1 + 4k, height, width)` in [-1, 1].
+        vae: The autoencoder; the video is moved to its device and dtype.
+        video: `(batch, 3, frames, height, width)` in [-1, 1]; frames are 1 + 4k, and the latent of
+            the first frame depends on that frame alone.
 
     Returns:
-        fp32 latents, `(batch, channels, 1 + k, height / s, width / s)`.
+        `(batch, channels, 1 + (frames - 1) / 4, height / 8, width / 8)` for a Wan VAE.
+
+    Raises:
+        ValueError: A number of frames that the VAE would silently cut.
     """
-    with torch.no_grad():
-        raw = vae.encode(video.to(vae.dtype)).latent_dist.mode().float()
-    mean, std = latent_statistics(vae, raw)
-    return (raw - mean) / std
-
-
-def decode_latents(vae: Any, latents: Tensor) -> Tensor:
-    """Inverse of `encode_latents`: fp32 video in [-1, 1]."""
+    ratio = vae.config.scale_factor_temporal
+    if video.ndim != 5 or (video.shape[2] - 1) % ratio:
+        raise ValueError(
+            f"expected (batch, 3, 1 + {ratio}k frames, height, width), got {tuple(video.shape)}"
+        )
+    latents = vae.encode(video.to(vae.device, vae.dtype)).latent_dist.mode().float()
     mean, std = latent_statistics(vae, latents)
-    with torch.no_grad():
-        video = vae.decode((latents.float() * std + mean).to(vae.dtype)).sample
+    return (latents - mean) / std
+
+
+@torch.no_grad()
+def decode_latents(vae: Any, latents: Tensor) -> Tensor:
+    """Pixels of normalised latents, `(batch, 3, 1 + 4 (frames - 1), h, w)` fp32 in [-1, 1].
+
+    The decoder is causal and runs latent frame by latent frame through its feature cache: decoding
+    the first frames of a clip gives the first frames of its decode. Later frames decoded on their
+    own are another clip, because the cache then starts empty.
+    """
+    latents = latents.to(vae.device, torch.float32)
+    mean, std = latent_statistics(vae, latents)
+    video: Tensor = vae.decode((latents * std + mean).to(vae.dtype)).sample
     return video.float().clamp(-1.0, 1.0)
+
+
+def uint8_frames(video: Tensor) -> Tensor:
+    """`(batch, 3, frames, h, w)` in [-1, 1] as pictures `(batch, frames, h, w, 3)` uint8."""
+    levels = ((video.float() + 1.0) * 127.5).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous()
