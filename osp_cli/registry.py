@@ -1,0 +1,411 @@
+"""Model cards and style presets: the TOML files under `presets/` as frozen dataclasses.
+
+Presets are data: a fourteenth style is one more file and no code. A file is checked when
+it is read, and a wrong key is refused with the file's name, so a typing error never turns
+into a silent default.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from osp_cli.errors import InvalidRequestError, WeightsMissingError
+
+VAE_CLASSES = ("AutoencoderKLWan", "AutoencoderLinear")
+CONDITIONERS = ("umt5", "qwen2.5-vl", "qwen2.5-vl-released")
+STYLE_PROMPTS = ("short", "template")
+DTYPES = ("bfloat16", "float16", "float32")
+
+_PACKAGE = Path(__file__).resolve().parent
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """One model card.
+
+    Attributes:
+        name: what `--model` takes; also the file's name.
+        title: the model's full name.
+        description: one line.
+        licence: of the weights.
+        source: where the weights come from: a hub repository, an address, or `embedded`.
+        embedded: the weights are part of this package.
+        weights: folder name below the weights' home.
+        parts: sub-folders that must be there for the weights to count as installed.
+        vae_class: class of the autoencoder.
+        conditioner: what turns prompt and picture into `encoder_hidden_states`.
+        max_sequence_length: of the conditioner's text, in tokens.
+        style_prompt: `template` writes a style's full prompt, `short` its short phrase.
+        sizes: `(width, height)` buckets; the one nearest to the picture is used.
+        default_size: the bucket used without a picture.
+        multiple_of: width and height of any other size are multiples of this.
+        max_pixels: width times height at most.
+        max_frames: of one clip.
+        scale_factor_spatial: pixels per latent cell along each side.
+        scale_factor_temporal: frames per latent frame after the first.
+        latent_channels: of the autoencoder.
+        has_latent_shifting: the model shifts latents by phi of the first frame (Eq. 16).
+        defaults: values for what the user leaves out, by field name of the request; what
+            the card leaves out too is the paper's.
+        dtypes: precision of each component's weights.
+    """
+
+    name: str
+    title: str
+    description: str
+    licence: str
+    source: str
+    embedded: bool
+    weights: str
+    parts: tuple[str, ...]
+    vae_class: str
+    conditioner: str
+    max_sequence_length: int
+    style_prompt: str
+    sizes: tuple[tuple[int, int], ...]
+    default_size: tuple[int, int]
+    multiple_of: int
+    max_pixels: int
+    max_frames: int
+    scale_factor_spatial: int
+    scale_factor_temporal: int
+    latent_channels: int
+    has_latent_shifting: bool
+    defaults: dict[str, int | float | str]
+    dtypes: dict[str, str]
+
+    def weights_places(self) -> tuple[Path, ...]:
+        """The folders in which the weights are looked for, in that order."""
+        home = weights_home() / self.weights
+        return (_PACKAGE / "assets" / self.weights, home) if self.embedded else (home,)
+
+    def find_weights(self) -> Path | None:
+        """The folder that holds the weights, or None when they are not installed."""
+        for folder in self.weights_places():
+            if folder.is_dir() and all((folder / part).is_dir() for part in self.parts):
+                return folder
+        return None
+
+    def weights_dir(self) -> Path:
+        """The folder that holds the weights.
+
+        Raises:
+            WeightsMissingError: they are not installed; the hint says where to put them.
+        """
+        found = self.find_weights()
+        if found is not None:
+            return found
+        if self.embedded:
+            raise WeightsMissingError(
+                f"the weights of {self.name} come with the package but are not in it",
+                hint="install osp-cli again; a checkout needs its osp_cli/assets folder",
+            )
+        raise WeightsMissingError(
+            f"the weights of {self.name} are not installed",
+            hint=f"put a diffusers folder with {', '.join(self.parts)} at "
+            f"{self.weights_places()[-1]} or use the built-in --model osp-mini",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StylePreset:
+    """One of the styles of `--style`.
+
+    Attributes:
+        name: what `--style` takes; also the file's name.
+        title: the style's name in the paper.
+        description: one line.
+        origin: section of the paper that names it.
+        prompt_template: full prompt, with `{prompt}` where the user's goes.
+        short: the phrase that small models know, for example `ghibli style`.
+        negative_prompt: what the style steers away from.
+        sampler: settings that replace the card's, by field name of the request.
+        adapter: reference of a LoRA adapter, or empty: the prompt alone makes the style.
+
+    `negative_prompt` and `sampler` were chosen for the full-size models and apply to cards
+    whose `style_prompt` is `template`.
+    """
+
+    name: str
+    title: str
+    description: str
+    origin: str
+    prompt_template: str
+    short: str
+    negative_prompt: str
+    sampler: dict[str, int | float]
+    adapter: str
+
+    def settings_for(self, spec: ModelSpec) -> dict[str, int | float | str]:
+        """What this style sets for `spec`, by field name of the request."""
+        if spec.style_prompt != "template":
+            return {}
+        return {"negative_prompt": self.negative_prompt, **self.sampler}
+
+    def prompt_for(self, spec: ModelSpec, prompt: str) -> str:
+        """`prompt` in this style, in the words that `spec` was trained on."""
+        if spec.style_prompt == "short":
+            return f"{self.short}, {prompt}" if prompt else self.short
+        filled = self.prompt_template.replace("{prompt}", prompt)
+        # Without a prompt the style's own words remain, and no separator dangles.
+        return filled if prompt else filled.strip(" ,;:")
+
+
+def weights_home() -> Path:
+    """The folder of weights that are not part of the package: `$OSP_HOME/models` if set."""
+    home = os.environ.get("OSP_HOME")
+    if home:
+        return Path(home).expanduser() / "models"
+    import platformdirs  # not needed by most commands
+
+    return Path(platformdirs.user_data_dir("osp", appauthor=False)) / "models"
+
+
+def presets_dir() -> Path:
+    """The folder of presets: the wheel's copy, or the one of the checkout.
+
+    Raises:
+        InvalidRequestError: neither is there.
+    """
+    for folder in (_PACKAGE / "presets", _PACKAGE.parent / "presets"):
+        if (folder / "models").is_dir() and (folder / "styles").is_dir():
+            return folder
+    raise InvalidRequestError(
+        f"the presets folder is missing beside {_PACKAGE}", hint="install osp-cli again"
+    )
+
+
+@cache
+def model_specs() -> dict[str, ModelSpec]:
+    """All model cards by name, those with built-in weights first."""
+    specs = [_model_spec(path) for path in sorted((presets_dir() / "models").glob("*.toml"))]
+    return {spec.name: spec for spec in sorted(specs, key=lambda spec: not spec.embedded)}
+
+
+@cache
+def style_presets() -> dict[str, StylePreset]:
+    """All style presets by name, in alphabetical order."""
+    paths = sorted((presets_dir() / "styles").glob("*.toml"))
+    return {preset.name: preset for preset in map(_style_preset, paths)}
+
+
+def find_model(name: str) -> ModelSpec:
+    """The model card called `name`.
+
+    Raises:
+        InvalidRequestError: there is none; the hint offers the nearest names.
+    """
+    return _find("model", name, model_specs())
+
+
+def find_style(name: str) -> StylePreset:
+    """The style preset called `name`.
+
+    Raises:
+        InvalidRequestError: there is none; the hint offers the nearest names.
+    """
+    return _find("style", name, style_presets())
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three of `names` that `name` may have meant, best first; perhaps none."""
+    known = list(names)
+    asked = name.strip().lower().replace(" ", "-").replace("_", "-")
+    if not asked:
+        return []
+    inside = [candidate for candidate in known if asked in candidate or candidate in asked]
+    close = difflib.get_close_matches(asked, known, n=3, cutoff=0.6)
+    return list(dict.fromkeys([*inside, *close]))[:3]
+
+
+def _find(kind: str, name: str, known: dict[str, _T]) -> _T:
+    if name in known:
+        return known[name]
+    guesses = nearest(name, known)
+    hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
+    raise InvalidRequestError(
+        f"unknown {kind} {name!r}", hint=f"{hint}the {kind}s are: {', '.join(known)}"
+    )
+
+
+class _Table:
+    """One TOML table being read; every problem is reported with the file and the key."""
+
+    def __init__(self, path: Path, values: dict[str, Any], prefix: str = "") -> None:
+        self._path = path
+        self._values = dict(values)
+        self._prefix = prefix
+
+    def refuse(self, key: str, problem: str) -> InvalidRequestError:
+        """An error about `key` that names the file."""
+        place = f"{self._path.parent.name}/{self._path.name}"
+        return InvalidRequestError(f"{place}: {self._prefix}{key} {problem}")
+
+    def _take(self, key: str, kind: type, word: str) -> Any:
+        if key not in self._values:
+            raise self.refuse(key, "is missing")
+        value = self._values.pop(key)
+        # bool is an int to Python, not to a reader of TOML.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.refuse(key, f"must be {word}, got {value!r}")
+        return value
+
+    def text(self, key: str, among: tuple[str, ...] = ()) -> str:
+        value: str = self._take(key, str, "a string")
+        if among and value not in among:
+            raise self.refuse(key, f"must be one of {', '.join(among)}, got {value!r}")
+        return value
+
+    def boolean(self, key: str) -> bool:
+        value: bool = self._take(key, bool, "true or false")
+        return value
+
+    def count(self, key: str) -> int:
+        value: int = self._take(key, int, "a whole number")
+        if value < 1:
+            raise self.refuse(key, f"must be at least 1, got {value}")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self._take(key, list, "a list of strings")
+        if not all(isinstance(value, str) for value in values):
+            raise self.refuse(key, f"must be a list of strings, got {values!r}")
+        return tuple(values)
+
+    def size(self, key: str) -> tuple[int, int]:
+        return self._as_size(key, self._take(key, list, "[width, height]"))
+
+    def sizes(self, key: str) -> tuple[tuple[int, int], ...]:
+        values = self._take(key, list, "a list of [width, height]")
+        return tuple(self._as_size(key, value) for value in values)
+
+    def _as_size(self, key: str, value: Any) -> tuple[int, int]:
+        match value:
+            case [int(width), int(height)] if width > 0 and height > 0:
+                return width, height
+        raise self.refuse(key, f"must hold [width, height], got {value!r}")
+
+    def settings(self, key: str, kinds: dict[str, type]) -> dict[str, Any]:
+        """The sub-table `key` with any of the keys of `kinds`; absent means empty."""
+        values = self._values.pop(key, {})
+        if not isinstance(values, dict):
+            raise self.refuse(key, f"must be a table, got {values!r}")
+        table = _Table(self._path, values, f"{key}.")
+        words = {int: "a whole number", float: "a number", str: "a string"}
+        found: dict[str, Any] = {}
+        for name, kind in kinds.items():
+            if name in values:
+                # 3 is a fine way to write 3.0.
+                accepted = (int, float) if kind is float else kind
+                found[name] = kind(table._take(name, accepted, words[kind]))  # type: ignore[arg-type]
+        table.done()
+        return found
+
+    def table(self, key: str) -> _Table:
+        return _Table(self._path, self._take(key, dict, "a table"), f"{key}.")
+
+    def done(self) -> None:
+        """Refuse what nobody asked for."""
+        for key in self._values:
+            raise self.refuse(key, "is not a known key")
+
+
+# Request fields that presets may set, with the type of their values.
+_SAMPLER_FIELDS: dict[str, type] = {
+    "num_frames": int,
+    "fps": int,
+    "num_inference_steps": int,
+    "guidance_scale": float,
+    "shift": float,
+    "cutoff": float,
+}
+
+
+def _read(path: Path) -> _Table:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(
+            f"{path.parent.name}/{path.name} is not valid TOML: {error}"
+        ) from error
+    return _Table(path, values)
+
+
+def _named(table: _Table, path: Path) -> str:
+    name = table.text("name")
+    if name != path.stem:
+        raise table.refuse("name", f"must be the file's name {path.stem!r}, got {name!r}")
+    return name
+
+
+def _model_spec(path: Path) -> ModelSpec:
+    card = _read(path)
+    geometry = card.table("geometry")
+    dtypes = card.table("dtypes")
+    spec = ModelSpec(
+        name=_named(card, path),
+        title=card.text("title"),
+        description=card.text("description"),
+        licence=card.text("licence"),
+        source=card.text("source"),
+        embedded=card.boolean("embedded"),
+        weights=card.text("weights"),
+        parts=card.texts("parts"),
+        vae_class=card.text("vae_class", VAE_CLASSES),
+        conditioner=card.text("conditioner", CONDITIONERS),
+        max_sequence_length=card.count("max_sequence_length"),
+        style_prompt=card.text("style_prompt", STYLE_PROMPTS),
+        has_latent_shifting=card.boolean("has_latent_shifting"),
+        sizes=geometry.sizes("sizes"),
+        default_size=geometry.size("default_size"),
+        multiple_of=geometry.count("multiple_of"),
+        max_pixels=geometry.count("max_pixels"),
+        max_frames=geometry.count("max_frames"),
+        scale_factor_spatial=geometry.count("scale_factor_spatial"),
+        scale_factor_temporal=geometry.count("scale_factor_temporal"),
+        latent_channels=geometry.count("latent_channels"),
+        defaults=card.settings(
+            "defaults", {**_SAMPLER_FIELDS, "negative_prompt": str, "prompt": str}
+        ),
+        dtypes={
+            component: dtypes.text(component, DTYPES)
+            for component in ("transformer", "vae", "conditioner")
+        },
+    )
+    for table in (geometry, dtypes, card):
+        table.done()
+    if spec.default_size not in spec.sizes:
+        raise geometry.refuse("default_size", "must be one of geometry.sizes")
+    return spec
+
+
+def _style_preset(path: Path) -> StylePreset:
+    style = _read(path)
+    prompt = style.table("prompt")
+    preset = StylePreset(
+        name=_named(style, path),
+        title=style.text("title"),
+        description=style.text("description"),
+        origin=style.text("origin"),
+        adapter=style.text("adapter"),
+        prompt_template=prompt.text("template"),
+        short=prompt.text("short"),
+        negative_prompt=prompt.text("negative"),
+        sampler=style.settings("sampler", _SAMPLER_FIELDS),
+    )
+    for table in (prompt, style):
+        table.done()
+    if preset.prompt_template.count("{prompt}") != 1:
+        raise prompt.refuse("template", "must contain {prompt} once")
+    if preset.adapter:
+        # Applying a style without the adapter it names would be a different style.
+        raise style.refuse("adapter", "must be empty: this version loads no adapters")
+    return preset

@@ -1,0 +1,323 @@
+"""What is asked of `osp`, settled and checked before any heavy library is imported.
+
+A request that exists is valid as far as its own values go: everything is refused here, in
+milliseconds, rather than after a large model has loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osp_cli import __version__
+from osp_cli.errors import InvalidRequestError
+from osp_cli.registry import DTYPES, ModelSpec, StylePreset, find_model, find_style
+
+OUTPUT_TEMPLATE = "{name}-{style}-{seed}.mp4"
+OUTPUT_EXTENSIONS = (".mp4",)
+SAMPLERS = ("euler",)
+MAX_SEED = 2**63 - 1
+
+# A written file borrows its name for a while, with some more letters, and folders take no
+# more than 255 bytes per name on any common file system.
+_MAX_NAME_BYTES = 220
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One video from one picture, or from a prompt alone.
+
+    Attributes:
+        image: the picture; None only with `text_only`.
+        text_only: text to video, the gamma = 0 case of Eq. 15.
+        prompt: as the user gave it, without the style's words.
+        style: name of a style preset.
+        negative_prompt: what to steer away from.
+        output: the video's path; by default a name made of picture, style and seed.
+        model: name of a model card.
+        width, height: in pixels; both None for the card's bucket nearest to the picture.
+        num_frames: `4k + 1`.
+        fps: frames per second of the file.
+        num_inference_steps: of the sampler.
+        guidance_scale: of classifier-free guidance; 1 and below switch it off.
+        shift: of the sampler's sigmas, `s * l / (1 + (s - 1) * l)`.
+        sampler: `euler`.
+        cutoff: percentile of the Fourier filter at the first and at the last step.
+        seed: of the noise.
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        dtype: of the transformer: `auto` (the card's), `bfloat16`, `float16` or `float32`.
+        overwrite: an existing output may be replaced.
+
+    Raises:
+        InvalidRequestError: a value is out of range; the message names it.
+    """
+
+    image: Path | None
+    text_only: bool = False
+    prompt: str = ""
+    style: str | None = None
+    negative_prompt: str = ""
+    output: Path = Path(OUTPUT_TEMPLATE)
+    model: str = "osp-mini"
+    width: int | None = None
+    height: int | None = None
+    num_frames: int = 49
+    fps: int = 16
+    num_inference_steps: int = 50
+    guidance_scale: float = 5.0
+    shift: float = 7.0
+    sampler: str = "euler"
+    cutoff: tuple[float, float] = (0.1, 0.1)
+    seed: int
+    device: str = "auto"
+    dtype: str = "auto"
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        spec = find_model(self.model)
+        if self.style is not None:
+            find_style(self.style)
+        self._check_input()
+        self._check_dials()
+        self._check_frames(spec)
+        self._check_size(spec)
+        self._check_machine()
+        self._settle_output()
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model card."""
+        return find_model(self.model)
+
+    @property
+    def style_preset(self) -> StylePreset | None:
+        """The style preset, or None without a style."""
+        return None if self.style is None else find_style(self.style)
+
+    @property
+    def full_prompt(self) -> str:
+        """What the model reads: the prompt in the style's words, in the form of the card."""
+        preset = self.style_preset
+        return self.prompt if preset is None else preset.prompt_for(self.spec, self.prompt)
+
+    def recipe(self) -> dict[str, Any]:
+        """All that made the video, as JSON values: neither output path, time nor host.
+
+        Equal recipes on equal inputs and weights give equal bytes, so the picture appears
+        by its file name alone; whoever writes the recipe adds hashes.
+        """
+        return {
+            "version": __version__,
+            "command": "generate",
+            "model": self.model,
+            "image": None if self.image is None else self.image.name,
+            "prompt": self.prompt,
+            "style": self.style,
+            "full_prompt": self.full_prompt,
+            "negative_prompt": self.negative_prompt,
+            "width": self.width,
+            "height": self.height,
+            "num_frames": self.num_frames,
+            "fps": self.fps,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+            "shift": self.shift,
+            "sampler": self.sampler,
+            "cutoff": list(self.cutoff),
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+
+    def _check_input(self) -> None:
+        if self.image is None and not self.text_only:
+            raise InvalidRequestError(
+                "a picture is missing",
+                hint='osp generate photo.jpg "the camera pans left", or --text PROMPT alone',
+            )
+        if self.image is not None and self.text_only:
+            raise InvalidRequestError(
+                f"--text makes a video without a picture, but {str(self.image)!r} was given too",
+                hint="leave out one of the two",
+            )
+        if self.text_only and not self.prompt.strip():
+            raise InvalidRequestError("--text needs a prompt, got an empty one")
+        for flag, text in (("PROMPT", self.prompt), ("--negative-prompt", self.negative_prompt)):
+            if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InvalidRequestError(f"{flag} is not valid text: {text!r}")
+
+    def _check_dials(self) -> None:
+        _check_range("--steps", self.num_inference_steps, 1, 1000)
+        _check_range("--fps", self.fps, 1, 120)
+        _check_range("--cfg", self.guidance_scale, 0, 100)
+        _check_range("--shift", self.shift, 0.01, 100)
+        for cutoff in self.cutoff:
+            if not 0.0 <= cutoff <= 1.0:
+                raise InvalidRequestError(
+                    f"--cutoff is a percentile between 0 and 1, got {cutoff:g}",
+                    hint="--cutoff 0.1 keeps fine detail, higher values keep less",
+                )
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InvalidRequestError(f"--seed must be 0 to {MAX_SEED}, got {self.seed}")
+        if self.sampler not in SAMPLERS:
+            raise InvalidRequestError(
+                f"unknown sampler {self.sampler!r}", hint=f"the samplers are: {', '.join(SAMPLERS)}"
+            )
+
+    def _check_frames(self, spec: ModelSpec) -> None:
+        _check_range("--frames", self.num_frames, 1, math.inf)
+        if self.num_frames > spec.max_frames:
+            raise InvalidRequestError(
+                f"{spec.name} makes at most {spec.max_frames} frames, got {self.num_frames}",
+                hint=f"--frames {spec.max_frames} is "
+                f"{spec.max_frames / self.fps:.2g} seconds at {self.fps} fps",
+            )
+        if (self.num_frames - 1) % spec.scale_factor_temporal:
+            raise InvalidRequestError(
+                f"--frames must be {spec.scale_factor_temporal}k+1, got {self.num_frames}",
+                hint=f"--frames {round_up_frames(self.num_frames, spec)}",
+            )
+
+    def _check_size(self, spec: ModelSpec) -> None:
+        if self.width is None and self.height is None:
+            return
+        if self.width is None or self.height is None:
+            given, missing = ("--width", "--height") if self.width else ("--height", "--width")
+            raise InvalidRequestError(f"{given} needs {missing} too", hint="or use --size WxH")
+        size = f"{self.width}x{self.height}"
+        hint = f"sizes of {spec.name}: {', '.join(f'{w}x{h}' for w, h in spec.sizes)}"
+        if self.width < 1 or self.height < 1:
+            raise InvalidRequestError(f"--size must be positive, got {size}", hint=hint)
+        if self.width % spec.multiple_of or self.height % spec.multiple_of:
+            raise InvalidRequestError(
+                f"--size of {spec.name} takes multiples of {spec.multiple_of}, got {size}",
+                hint=hint,
+            )
+        if self.width * self.height > spec.max_pixels:
+            raise InvalidRequestError(
+                f"--size {size} is more than the {spec.max_pixels} pixels of {spec.name}",
+                hint=hint,
+            )
+
+    def _check_machine(self) -> None:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
+            raise InvalidRequestError(
+                f"unknown device {self.device!r}", hint="the devices are: auto, cpu, cuda, mps"
+            )
+        if self.dtype not in ("auto", *DTYPES):
+            raise InvalidRequestError(
+                f"unknown dtype {self.dtype!r}", hint=f"the dtypes are: auto, {', '.join(DTYPES)}"
+            )
+
+    def _settle_output(self) -> None:
+        output = self.output
+        if output == Path(OUTPUT_TEMPLATE):
+            output = expand_output(
+                OUTPUT_TEMPLATE,
+                image=self.image,
+                prompt=self.prompt,
+                style=self.style,
+                seed=self.seed,
+            )
+            object.__setattr__(self, "output", output)
+        extension = output.suffix.lower()
+        if extension not in OUTPUT_EXTENSIONS:
+            got = f"ends in {extension!r}" if extension else "has no extension"
+            raise InvalidRequestError(
+                f"--output must end in .mp4, but {str(output)!r} {got}",
+                hint=f"--output {output.with_suffix('.mp4') if output.name else OUTPUT_TEMPLATE}",
+            )
+        if len(os.fsencode(output.name)) > _MAX_NAME_BYTES:
+            raise InvalidRequestError(
+                f"the output's name is longer than {_MAX_NAME_BYTES} bytes: {output.name!r}",
+                hint="choose a shorter one with --output",
+            )
+
+
+def round_up_frames(num_frames: int, spec: ModelSpec) -> int:
+    """The smallest clip of at least `num_frames` that the autoencoder can make, `4k + 1`."""
+    every = spec.scale_factor_temporal
+    return -(-(num_frames - 1) // every) * every + 1
+
+
+def expand_output(
+    template: str, *, image: Path | None, prompt: str, style: str | None, seed: int
+) -> Path:
+    """Fill `{name}`, `{style}` and `{seed}` in a path.
+
+    `{name}` is the picture's, or made of the prompt's first words. Without a style its
+    field disappears together with the separator before it, or after it at the start of a
+    name: `{name}-{style}-{seed}.mp4` becomes `cat-7.mp4`.
+
+    Raises:
+        InvalidRequestError: an unknown field.
+    """
+    fields = {
+        "name": image.stem if image is not None else _slug(prompt),
+        "style": style or "",
+        "seed": str(seed),
+    }
+
+    def fill(match: re.Match[str]) -> str:
+        field = match[1]
+        if field not in fields:
+            raise InvalidRequestError(
+                f"--output knows no field {{{field}}}",
+                hint=f"the fields are: {', '.join(f'{{{name}}}' for name in fields)}",
+            )
+        return fields[field]
+
+    def fill_part(part: str) -> str:
+        if not style:
+            part = re.sub(r"^\{style\}[-_ ]?|[-_ ]?\{style\}", "", part)
+        return re.sub(r"\{([^{}]*)\}", fill, part)
+
+    return Path(*filter(None, map(fill_part, Path(template).parts)))
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output that could not be written, before any work is done for it.
+
+    Raises:
+        InvalidRequestError: its folder is missing, or it exists and `overwrite` is False.
+    """
+    try:
+        if path.is_dir():
+            raise InvalidRequestError(
+                f"--output {str(path)!r} is a folder", hint=f"--output {path / OUTPUT_TEMPLATE}"
+            )
+        if not path.parent.is_dir():
+            raise InvalidRequestError(
+                f"the folder of --output does not exist: {str(path.parent)!r}",
+                hint="create it first, or choose another --output",
+            )
+        if not os.access(path.parent, os.W_OK):
+            raise InvalidRequestError(
+                f"the folder of --output may not be written to: {str(path.parent)!r}",
+                hint="choose another --output",
+            )
+        if path.exists() and not overwrite:
+            raise InvalidRequestError(
+                f"{str(path)!r} exists already",
+                hint="--overwrite (-y) replaces it, --output chooses another name",
+            )
+    except OSError as error:
+        raise InvalidRequestError(
+            f"--output {str(path)!r} cannot be reached: {error.strerror}"
+        ) from error
+
+
+def _check_range(flag: str, value: float, low: float, high: float) -> None:
+    # Written so that nan, which no comparison accepts, is refused.
+    if not low <= value <= high or math.isinf(value):
+        limits = f"at least {low}" if math.isinf(high) else f"{low} to {high}"
+        raise InvalidRequestError(f"{flag} must be {limits}, got {value}")
+
+
+def _slug(prompt: str) -> str:
+    """A short file name made of a prompt's first words."""
+    words = re.findall(r"\w+", prompt.lower())
+    return "-".join(words)[:40].strip("-") or "clip"
