@@ -84,6 +84,19 @@ class QwenVLConditioner:
             States `(batch, max_sequence_length, width)`, zero behind the text, and the mask of
             real rows `(batch, max_sequence_length)` bool.
         """
+        inputs, mask = self.inputs(prompts, images)
+        width = inputs[0].shape[1]
+        device = self.model.device
+        valid = multimodal_states(self.model, *(x if x is None else x.to(device) for x in inputs))
+        states = valid.new_zeros(len(mask), self.max_sequence_length, valid.shape[-1])
+        mask = mask.to(device)
+        states[:, :width] = valid.masked_fill(~mask[:, :width, None], 0)
+        return states, mask
+
+    def inputs(
+        self, prompts: list[str], images: list[Image.Image] | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+        """What `multimodal_states` takes, cut to the longest row, and the full-length mask."""
         if images is not None and len(images) != len(prompts):
             raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
         pixels: dict[str, Tensor] = {}
@@ -100,19 +113,8 @@ class QwenVLConditioner:
         for index, row in enumerate(rows):
             input_ids[index, : len(row)] = torch.tensor(row)
             mask[index, : len(row)] = True
-
-        device = self.model.device
-        mask = mask.to(device)
-        valid = multimodal_states(
-            self.model,
-            input_ids.to(device),
-            mask[:, :width],
-            pixels["pixel_values"].to(device) if pixels else None,
-            pixels["image_grid_thw"].to(device) if pixels else None,
-        )
-        states = valid.new_zeros(len(rows), self.max_sequence_length, valid.shape[-1])
-        states[:, :width] = valid.masked_fill(~mask[:, :width, None], 0)
-        return states, mask
+        picture = (pixels.get("pixel_values"), pixels.get("image_grid_thw"))
+        return (input_ids, mask[:, :width], *picture), mask
 
     def project(
         self,
