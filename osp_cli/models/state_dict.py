@@ -70,7 +70,7 @@ def load_transformer(
         CheckpointError: They are damaged, or their keys or shapes do not fit; all named.
     """
     state = transformer_from_original(read_state_dict(path))
-    settings = _transformer_config(_read_config(path, config), state, path)
+    settings = transformer_config(_read_config(path, config), state, path)
     with init_empty_weights():
         model = FlashI2VTransformer3DModel(**settings)
     absent = [prefix for prefix in _BRANCHES if not any(k.startswith(prefix) for k in state)]
@@ -281,7 +281,7 @@ def _accepted(model_class: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in known}
 
 
-def _transformer_config(
+def transformer_config(
     config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
 ) -> dict[str, Any]:
     """Arguments of the transformer: what `config` says, else what the shapes say."""
