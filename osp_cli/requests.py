@@ -22,9 +22,8 @@ OUTPUT_EXTENSIONS = (".mp4",)
 SAMPLERS = ("euler",)
 MAX_SEED = 2**63 - 1
 
-# A written file borrows its name for a while, with some more letters, and folders take no
-# more than 255 bytes per name on any common file system.
-_MAX_NAME_BYTES = 220
+# A name has 255 bytes on common file systems, and the sidecar's is five longer.
+_MAX_NAME_BYTES = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,10 +224,14 @@ class GenerateRequest:
             object.__setattr__(self, "output", output)
         extension = output.suffix.lower()
         if extension not in OUTPUT_EXTENSIONS:
-            got = f"ends in {extension!r}" if extension else "has no extension"
+            if extension or not output.name:
+                got = f"ends in {extension!r}"
+                hint = f"--output {output.with_suffix('.mp4') if output.name else 'clip.mp4'}"
+            else:
+                got = "has no extension"
+                hint = f"--output {output}.mp4, or --output {output}/{OUTPUT_TEMPLATE} in a folder"
             raise InvalidRequestError(
-                f"--output must end in .mp4, but {str(output)!r} {got}",
-                hint=f"--output {output.with_suffix('.mp4') if output.name else OUTPUT_TEMPLATE}",
+                f"--output must end in .mp4, but {str(output)!r} {got}", hint=hint
             )
         if len(os.fsencode(output.name)) > _MAX_NAME_BYTES:
             raise InvalidRequestError(
@@ -276,38 +279,6 @@ def expand_output(
         return re.sub(r"\{([^{}]*)\}", fill, part)
 
     return Path(*filter(None, map(fill_part, Path(template).parts)))
-
-
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that could not be written, before any work is done for it.
-
-    Raises:
-        InvalidRequestError: its folder is missing, or it exists and `overwrite` is False.
-    """
-    try:
-        if path.is_dir():
-            raise InvalidRequestError(
-                f"--output {str(path)!r} is a folder", hint=f"--output {path / OUTPUT_TEMPLATE}"
-            )
-        if not path.parent.is_dir():
-            raise InvalidRequestError(
-                f"the folder of --output does not exist: {str(path.parent)!r}",
-                hint="create it first, or choose another --output",
-            )
-        if not os.access(path.parent, os.W_OK):
-            raise InvalidRequestError(
-                f"the folder of --output may not be written to: {str(path.parent)!r}",
-                hint="choose another --output",
-            )
-        if path.exists() and not overwrite:
-            raise InvalidRequestError(
-                f"{str(path)!r} exists already",
-                hint="--overwrite (-y) replaces it, --output chooses another name",
-            )
-    except OSError as error:
-        raise InvalidRequestError(
-            f"--output {str(path)!r} cannot be reached: {error.strerror}"
-        ) from error
 
 
 def _check_range(flag: str, value: float, low: float, high: float) -> None:

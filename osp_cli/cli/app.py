@@ -1,0 +1,118 @@
+"""The `osp` command: its commands, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from osp_cli import __version__
+from osp_cli.cli import console
+from osp_cli.cli.generate import EXAMPLES, generate
+from osp_cli.cli.models import models
+from osp_cli.cli.options import canonical_name
+from osp_cli.cli.styles import styles
+from osp_cli.errors import InterruptedRunError, OspError
+from osp_cli.events import Failed
+
+app = typer.Typer(
+    name="osp",
+    help="Turn a picture into a video, styled or not.",
+    epilog=EXAMPLES,
+    # Plain help: rich's boxes cost a third of the start-up time and break narrow terminals.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": canonical_name,
+    },
+)
+app.command(epilog=EXAMPLES)(generate)
+app.command()(styles)
+app.command()(models)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        console.write_line(f"osp {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def osp(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            help="Show the version and exit",
+            callback=_show_version,
+            is_eager=True,
+            show_default=False,
+        ),
+    ] = False,
+) -> None:
+    """Turn a picture into a video, styled or not."""
+    if context.invoked_subcommand is None:
+        console.write_line(context.get_help())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        argv: the arguments after the program's name; by default those of the process.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # Not standalone: Typer would print its own boxes and exit by itself.
+        result: Any = app(args=args, prog_name="osp", standalone_mode=False)
+        # Typer turns Ctrl-C into this code, and so stays silent about it.
+        if result == InterruptedRunError.exit_code:
+            raise InterruptedRunError("interrupted")
+        return result if isinstance(result, int) else 0
+    except OspError as error:
+        return _fail(args, error.message, error.hint, error.exit_code)
+    except typer.TyperException as error:
+        return _fail(args, *_usage(error), error.exit_code)
+    except console.StdoutClosedError:
+        console.discard_stdout()
+        return 0
+    except KeyboardInterrupt:
+        return _fail(args, "interrupted", None, InterruptedRunError.exit_code)
+    except SystemExit as error:
+        # Typer's way out when it writes help into a closed pipe.
+        if isinstance(error.__context__, BrokenPipeError):
+            console.discard_stdout()
+            return 0
+        raise
+    except Exception as error:  # noqa: BLE001 - the last resort: one sentence, whatever it was
+        summary = str(error).strip().partition("\n")[0]
+        message = f"unexpected {type(error).__name__}: {summary}".rstrip(": ")
+        hint = None if "--debug" in args else "run it again with --debug for the traceback"
+        return _fail(args, message, hint, 1)
+
+
+def _usage(error: typer.TyperException) -> tuple[str, str | None]:
+    """Typer's complaint in our form: a sentence without its dot, and where help is."""
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f"{context.command_path} --help" if context is not None else None
+    return message[:1].lower() + message[1:], hint
+
+
+def _fail(args: list[str], message: str, hint: str | None, exit_code: int) -> int:
+    if "--debug" in args:
+        console.say(traceback.format_exc().rstrip())
+    if "--json" in args:
+        try:
+            console.write_json(Failed(message, hint, exit_code).as_json())
+        except console.StdoutClosedError:
+            console.discard_stdout()
+    console.say_error(message, hint)
+    return exit_code
