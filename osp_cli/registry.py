@@ -219,9 +219,12 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
     """Up to three of `names` that `name` may have meant, best first; perhaps none."""
     known = list(names)
     asked = name.strip().lower().replace(" ", "-").replace("_", "-")
-    if not asked:
-        return []
-    inside = [candidate for candidate in known if asked in candidate or candidate in asked]
+    # One letter is inside nearly everything.
+    inside = [
+        candidate
+        for candidate in known
+        if len(asked) > 1 and (asked in candidate or candidate in asked)
+    ]
     close = difflib.get_close_matches(asked, known, n=3, cutoff=0.6)
     return list(dict.fromkeys([*inside, *close]))[:3]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -16,7 +15,6 @@ from osp_cli.cli.models import models
 from osp_cli.cli.options import canonical_name
 from osp_cli.cli.styles import styles
 from osp_cli.errors import InterruptedRunError, OspError
-from osp_cli.events import Failed
 
 app = typer.Typer(
     name="osp",
@@ -108,8 +106,12 @@ def _usage(error: typer.TyperException) -> tuple[str, str | None]:
 
 def _fail(args: list[str], message: str, hint: str | None, exit_code: int) -> int:
     if "--debug" in args:
+        import traceback
+
         console.say(traceback.format_exc().rstrip())
     if "--json" in args:
+        from osp_cli.events import Failed
+
         try:
             console.write_json(Failed(message, hint, exit_code).as_json())
         except console.StdoutClosedError:

@@ -1,30 +1,16 @@
 """stdout for data, stderr for talk. Nothing else in the package prints.
 
-stdout carries the paths of results, or one JSON object per line. stderr carries a live bar
-on a terminal and short lines elsewhere. Both only listen to events.
+stdout carries the paths of results, or one JSON object per line; errors and notes go to
+stderr, as does the progress that `display.py` draws.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
-
-from osp_cli import events
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
-SECONDS_BETWEEN_LINES = 10.0
-
-# What the stages are called on the screen; others keep their name.
-_STAGE_NAMES = {"encode": "save"}
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 
 class StdoutClosedError(Exception):
@@ -52,6 +38,8 @@ def write_line(text: str) -> None:
 
 def write_json(values: Mapping[str, Any]) -> None:
     """Write one JSON object as a line of stdout."""
+    import json
+
     write_line(json.dumps(values, ensure_ascii=True))
 
 
@@ -88,6 +76,8 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def columns() -> int:
     """Width of the terminal."""
+    import shutil
+
     return shutil.get_terminal_size().columns
 
 
@@ -98,10 +88,12 @@ def write_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
             write_line("\t".join(row))
         return
     if columns() < 60:
+        import textwrap
+
         for row in rows:
             write_line(row[0])
-            for cell in filter(None, row[1:]):
-                write_line(f"  {cell}")
+            for cell in row[1:]:
+                write_line(textwrap.indent(textwrap.fill(cell, max(columns() - 2, 8)), "  "))
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -113,186 +105,6 @@ def write_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
-
-
-class Display:
-    """Tells the story of a run in short lines on stderr, where there is no terminal.
-
-    Args:
-        seed: of the run; events do not carry it.
-        verbose: also tell what each component took to load.
-        now: seconds of a steady clock.
-    """
-
-    def __init__(
-        self, *, seed: int, verbose: bool = False, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._seed = seed
-        self._verbose = verbose
-        self._now = now
-        self._started = now()
-        self._last_line = self._started
-        self._sampling_seconds = 0.0
-        self._stage = ""
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.rest()
-
-    def line(self, text: str) -> None:
-        """Write a line that stays."""
-        say(text)
-
-    def stage(self, name: str) -> None:
-        """A stage without countable steps begins."""
-        self.line(name)
-
-    def step(self, step: int, num_steps: int, pace: str) -> None:
-        """A sampler step is done; `pace` tells the speed and the time left."""
-        if self._now() - self._last_line >= SECONDS_BETWEEN_LINES or step == num_steps:
-            self._last_line = self._now()
-            self.line(f"step {step}/{num_steps}, {pace}")
-
-    def rest(self) -> None:
-        """Leave the screen to others until the next stage."""
-
-    def begin(self, stage: str) -> None:
-        """Enter `stage`, if it is not the present one."""
-        if stage != self._stage:
-            self._stage = stage
-            self.stage(stage)
-
-    def show(self, event: events.Event) -> None:
-        """Tell about one event."""
-        match event:
-            case events.Planned(plan):
-                self.line(
-                    f"{plan.model}: {plan.width}x{plan.height}, {plan.num_frames} frames, "
-                    f"{plan.steps} steps, seed {self._seed}, {plan.device} {plan.dtype}"
-                )
-            case events.Notice(message):
-                self.line(f"note: {message}")
-            case events.Loaded(component, seconds):
-                self.begin("load")
-                if self._verbose:
-                    self.line(f"loaded {component} in {seconds:.1f} s")
-            case events.StageStarted(name):
-                self.begin(_STAGE_NAMES.get(name, name))
-            case events.StepDone(step, num_steps, seconds):
-                self._show_step(step, num_steps, seconds)
-            case events.Saved():
-                self._stage = ""
-                self.rest()
-            case events.Done(_, timings):
-                self.rest()
-                parts = ", ".join(
-                    f"{_STAGE_NAMES.get(name, name)} {seconds:.1f}"
-                    for name, seconds in timings.items()
-                )
-                self.line(f"done in {self._now() - self._started:.1f} s: {parts}")
-
-    def _show_step(self, step: int, num_steps: int, seconds: float) -> None:
-        if step == 1:
-            self._sampling_seconds = 0.0
-        self._stage = "step"
-        self._sampling_seconds += seconds
-        per_step = self._sampling_seconds / step
-        left = round(per_step * (num_steps - step))
-        self.step(step, num_steps, f"{per_step:.2f} s/it, {left // 60}:{left % 60:02d} left")
-
-
-class BarDisplay(Display):
-    """The same on a terminal, with one live line below what was said before."""
-
-    def __init__(
-        self, *, seed: int, verbose: bool = False, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(seed=seed, verbose=verbose, now=now)
-        from rich.console import Console
-
-        self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def line(self, text: str) -> None:
-        # Through rich, which lifts the line above the live one.
-        self._console.print(text)
-
-    def stage(self, name: str) -> None:
-        self._update(name, None, 0, "")
-
-    def step(self, step: int, num_steps: int, pace: str) -> None:
-        self._update(f"step {step}/{num_steps}", num_steps, step, pace)
-
-    def rest(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
-
-    def _update(self, label: str, total: int | None, completed: int, pace: str) -> None:
-        if self._progress is None:
-            self._progress = self._new_progress()
-            self._task = self._progress.add_task("", total=None, pace="")
-            self._progress.start()
-        assert self._task is not None
-        self._progress.update(
-            self._task, description=label, total=total, completed=completed, pace=pace
-        )
-        # A step may keep the interpreter busy for longer than the bar's own clock ticks.
-        self._progress.refresh()
-
-    def _new_progress(self) -> Progress:
-        from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
-
-        shown: list[ProgressColumn] = [TextColumn("{task.description}")]
-        if self._console.width >= 40:
-            shown = [SpinnerColumn("line"), *shown, BarColumn(20)]
-        if self._console.width >= 70:
-            shown.append(TextColumn("{task.fields[pace]}"))
-        return Progress(*shown, console=self._console, transient=True, refresh_per_second=4)
-
-
-def listen(run: Iterator[events.Event], display: Display | None, *, as_json: bool) -> None:
-    """Show the events of `run` and write its results to stdout.
-
-    Args:
-        run: closed on the way out, whatever happens, so that the run frees what it holds.
-        display: of stderr; None says nothing.
-        as_json: write every event as JSON instead of the results' paths.
-
-    Raises:
-        StdoutClosedError: the reader of stdout has gone.
-    """
-    try:
-        for event in run:
-            if display is not None:
-                display.show(event)
-            if as_json:
-                if not isinstance(event, events.FramesReady):
-                    write_json(event.as_json())
-            elif isinstance(event, events.Saved):
-                write_line(str(event.path))
-    finally:
-        close: Callable[[], None] | None = getattr(run, "close", None)
-        if close is not None:
-            close()
-
-
-def open_display(*, seed: int, quiet: bool, verbose: bool, as_json: bool) -> Display | None:
-    """The display that fits stderr; None when nothing is to be said."""
-    if quiet or sys.stderr is None:
-        return None
-    # JSON on the same screen would run through the live line.
-    if is_terminal(sys.stderr) and not (as_json and is_terminal(sys.stdout)):
-        return BarDisplay(seed=seed, verbose=verbose)
-    return Display(seed=seed, verbose=verbose)
 
 
 def _emphasised(text: str, code: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from osp_cli.cli import console
 from osp_cli.cli import options as opt
 from osp_cli.errors import InterruptedRunError, InvalidRequestError
-from osp_cli.events import Done, Event, Notice, Saved
-from osp_cli.requests import GenerateRequest
-from osp_cli.settings import Settled, settle_generate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from osp_cli.events import Event
+    from osp_cli.requests import GenerateRequest
+    from osp_cli.settings import Settled
 
 EXAMPLES = """\
 \b
@@ -52,6 +55,10 @@ def generate(
 ) -> None:
     """Turn a picture into a video."""
     started = time.monotonic()
+    # Here, as `osp --help` needs none of it.
+    from osp_cli.cli.display import listen, open_display
+    from osp_cli.settings import settle_generate
+
     if quiet and verbose:
         raise InvalidRequestError("--quiet and --verbose exclude each other")
     settled = settle_generate(
@@ -80,16 +87,16 @@ def generate(
     request = settled.request
     _refuse_early(request)
 
-    display = console.open_display(seed=request.seed, quiet=quiet, verbose=verbose, as_json=as_json)
+    display = open_display(seed=request.seed, quiet=quiet, verbose=verbose, as_json=as_json)
     if display is None:
-        console.listen(_events(settled, started), None, as_json=as_json)
+        listen(_events(settled, started), None, as_json=as_json)
         return
     with display:
         if verbose:
             for name, origin in settled.origins.items():
                 display.line(f"{name} = {getattr(request, name)!r} ({origin})")
         display.begin("load")
-        console.listen(_events(settled, started), display, as_json=as_json)
+        listen(_events(settled, started), display, as_json=as_json)
 
 
 def _refuse_early(request: GenerateRequest) -> None:
@@ -106,6 +113,8 @@ def _refuse_early(request: GenerateRequest) -> None:
 
 def _events(settled: Settled, started: float) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
+    from osp_cli.events import Done, Notice, Saved
+
     yield from (Notice(message) for message in settled.notices)
     saved: list[Path] = []
     try:

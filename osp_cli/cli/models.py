@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 from osp_cli.cli import console
 from osp_cli.cli.options import DebugOpt, JsonOpt
-from osp_cli.registry import ModelSpec, model_specs
+
+if TYPE_CHECKING:
+    from osp_cli.registry import ModelSpec
 
 
 def models(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
     """List the models and where their weights are, or would go."""
+    from osp_cli.registry import model_specs, weights_home
+
     specs = model_specs().values()
     if as_json:
         for spec in specs:
@@ -27,10 +34,15 @@ def models(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
                 }
             )
         return
-    console.write_table(
-        ("model", "weights", "folder", "about"),
-        [(spec.name, _state(spec), _place(spec), spec.description) for spec in specs],
-    )
+    if console.is_terminal(sys.stdout):
+        console.write_table(
+            ("model", "weights", "about"),
+            [(spec.name, _state(spec), spec.description) for spec in specs],
+        )
+        console.write_line(f"weights that are not built in: {weights_home() / 'MODEL'}")
+        return
+    for spec in specs:
+        console.write_line("\t".join((spec.name, _state(spec), _place(spec), spec.description)))
 
 
 def _state(spec: ModelSpec) -> str:

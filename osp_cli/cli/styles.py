@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from osp_cli.cli import console
 from osp_cli.cli.options import DebugOpt, JsonOpt
-from osp_cli.registry import style_presets
 
 
 def styles(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
     """List the styles."""
+    from osp_cli.registry import style_presets
+
     presets = style_presets().values()
     if as_json:
         for preset in presets:
