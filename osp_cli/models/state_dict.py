@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ Config = Mapping[str, Any] | Path | None
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 # What trainers put in front of every name of a model.
 _PREFIXES = ("module.", "model.diffusion_model.", "diffusion_model.")
-_BRANCHES = ("fourier_embedding.", "learnable_proj.")
+_BRANCHES = ("fourier_embedding", "learnable_proj")
 _MOST_NAMED = 20
 # Every released Wan transformer has heads of this width.
 _RELEASED_HEAD_DIM = 128
@@ -73,14 +73,11 @@ def load_transformer(
     settings = transformer_config(_read_config(path, config), state, path)
     with init_empty_weights():
         model = FlashI2VTransformer3DModel(**settings)
-    absent = [prefix for prefix in _BRANCHES if not any(k.startswith(prefix) for k in state)]
-    left_out = tuple(absent) if allow_missing_branches else ()
+    absent = [name for name in _BRANCHES if not any(key.startswith(f"{name}.") for key in state)]
+    left_out = absent if allow_missing_branches else []
     fill(model, state, path, dtype=dtype, left_out=left_out)
-    if left_out:
-        kept = {name: tensor for name, tensor in state.items() if name.startswith(_BRANCHES)}
-        model.reset_branches()
-        model.load_state_dict(kept, strict=False)
-        model.learnable_proj.float()
+    model.reset_branches(left_out)
+    if "fourier_embedding" in left_out:
         model.fourier_embedding.to(model.patch_embedding.weight.dtype)
     return model.eval()
 
@@ -171,20 +168,20 @@ def fill(
     source: Path,
     *,
     dtype: torch.dtype | None = None,
-    left_out: tuple[str, ...] = (),
+    left_out: Sequence[str] = (),
 ) -> None:
     """Put `state` into `model`, which may be on the meta device, without copying where possible.
 
     Args:
         source: Where `state` came from, for the message.
         dtype: As in `load_transformer`.
-        left_out: Prefixes of keys that may be missing.
+        left_out: Submodules that may be missing as a whole.
 
     Raises:
         CheckpointError: Keys missing, left over, or of another shape; named.
     """
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing = [n for n in expected if n not in state and not n.startswith(left_out or ("\0",))]
+    missing = [n for n in expected if n not in state and n.split(".")[0] not in left_out]
     unexpected = [name for name in state if name not in expected]
     misshapen = [
         f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name])}"

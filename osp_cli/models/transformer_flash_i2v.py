@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -101,18 +102,21 @@ class FlashI2VTransformer3DModel(WanTransformer3DModel):
         self._fourier_features: Tensor | None = None
         self.patch_embedding.register_forward_hook(self._add_conditions)
 
-    def reset_branches(self) -> None:
-        """Give the two FlashI2V branches their start values, which change nothing (Eq. 16-21).
+    def reset_branches(
+        self, names: Sequence[str] = ("fourier_embedding", "learnable_proj")
+    ) -> None:
+        """Give FlashI2V branches their start values, which change nothing (Eq. 16-21).
 
         Also materialises them when they are on the meta device, as after plain Wan weights loaded.
         """
-        device = self.patch_embedding.weight.device
-        if self.fourier_embedding[0].weight.is_meta:
-            self.fourier_embedding.to_empty(device=device)
-        if self.learnable_proj.proj[0].weight.is_meta:
-            self.learnable_proj.to_empty(device=device)
-        self._reset_fourier_embedding()
-        self.learnable_proj.reset_parameters()
+        for name in names:
+            branch = self.get_submodule(name)
+            if any(parameter.is_meta for parameter in branch.parameters()):
+                branch.to_empty(device=self.patch_embedding.weight.device)
+        if "fourier_embedding" in names:
+            self._reset_fourier_embedding()
+        if "learnable_proj" in names:
+            self.learnable_proj.reset_parameters()
 
     def _reset_fourier_embedding(self) -> None:
         patch, mix = self.fourier_embedding
