@@ -73,7 +73,9 @@ def cutoff_at(step: int, num_steps: int, start: float, end: float) -> float:
         raise ValueError(f"step {step} is not one of {num_steps}")
     if num_steps == 1:
         return start
-    return start + (end - start) * step / (num_steps - 1)
+    cutoff = start + (end - start) * step / (num_steps - 1)
+    # Rounding may not carry it past an end, which may be the end of what is allowed.
+    return min(max(cutoff, min(start, end)), max(start, end))
 
 
 def _centred_spectrum(latents: Tensor) -> Tensor:
