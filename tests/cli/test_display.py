@@ -1,0 +1,167 @@
+"""The progress on stderr, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from osp_cli.cli import console, display
+from osp_cli.events import Done, Event, Loaded, Saved, StageStarted, StepDone
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Terminal]:
+    """Put a terminal of so many columns in the place of stderr."""
+
+    def make(width: int) -> Terminal:
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm-256color")
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setenv("LINES", "24")
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        return terminal
+
+    return make
+
+
+def show_a_run(shown: display.Display) -> None:
+    with shown:
+        shown.show(Loaded("transformer", 0.5))
+        shown.show(StageStarted("condition"))
+        for step in range(1, 5):
+            shown.show(StepDone(step, 4, 30.0))
+        shown.show(StageStarted("encode"))
+        shown.show(Saved(Path("a.mp4"), 4))
+        shown.show(Done(9.0, {"load": 0.5, "encode": 1.0}))
+
+
+def test_steps_are_told_every_ten_seconds_at_most(capsys):
+    clock = Clock()
+    shown = display.Display(seed=1, now=clock)
+    for step in range(1, 101):
+        clock.seconds += 0.5
+        shown.show(StepDone(step, 100, 0.5))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "step 20/100, 0.50 s/it, 0:40 left",
+        "step 40/100, 0.50 s/it, 0:30 left",
+        "step 60/100, 0.50 s/it, 0:20 left",
+        "step 80/100, 0.50 s/it, 0:10 left",
+        "step 100/100, 0.50 s/it, 0:00 left",
+    ]
+
+
+def test_time_left_is_told_in_minutes(capsys):
+    display.Display(seed=1, now=iter([0.0, 99.0, 99.0]).__next__).show(StepDone(1, 50, 80.0))
+    assert capsys.readouterr().err == "step 1/50, 80.00 s/it, 65:20 left\n"
+
+
+def test_bar_tells_stages_pace_and_split(screen):
+    terminal = screen(90)
+    show_a_run(display.BarDisplay(seed=1))
+    text = terminal.getvalue()
+    for part in ("load", "condition", "step 3/4", "30.00 s/it, 0:30 left", "save", "done in "):
+        assert part in text
+    assert text.rstrip().endswith("load 0.5, save 1.0")
+
+
+def test_bar_in_twenty_columns(screen):
+    terminal = screen(20)
+    show_a_run(display.BarDisplay(seed=1))
+    text = terminal.getvalue()
+    assert "step 3/4" in text
+    assert "s/it" not in text
+
+
+def test_bar_without_color(screen, monkeypatch):
+    terminal = screen(90)
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_a_run(display.BarDisplay(seed=1))
+    assert "step 3/4" in terminal.getvalue()
+    # Moving the cursor is fine; choosing a colour (30-37, 90-97, 38;...) is not.
+    assert not any(f"\x1b[{code}" in terminal.getvalue() for code in ("3", "9", "1;3"))
+
+
+def test_bar_only_on_a_terminal_that_can_move(screen, monkeypatch):
+    assert not isinstance(_open(), display.BarDisplay)
+    screen(80)
+    assert isinstance(_open(), display.BarDisplay)
+    monkeypatch.setenv("TERM", "dumb")
+    assert not isinstance(_open(), display.BarDisplay)
+    assert display.open_display(seed=1, quiet=True, verbose=False, as_json=False) is None
+
+
+def test_no_bar_where_json_shares_the_screen(screen, monkeypatch):
+    screen(80)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    shown = display.open_display(seed=1, quiet=False, verbose=False, as_json=True)
+    assert not isinstance(shown, display.BarDisplay)
+
+
+def _open() -> display.Display | None:
+    return display.open_display(seed=1, quiet=False, verbose=False, as_json=False)
+
+
+def test_errors_are_colored_on_a_terminal_only(screen, monkeypatch, capsys):
+    console.say_error("no", "yes")
+    assert capsys.readouterr().err == "error: no\nhint: yes\n"
+    terminal = screen(80)
+    console.say_error("no")
+    assert terminal.getvalue() == "\x1b[1;31merror:\x1b[0m no\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    console.say_error("no")
+    assert terminal.getvalue().endswith("\nerror: no\n")
+
+
+def test_listening_closes_the_run_when_stdout_is_gone(monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    closed: list[str] = []
+
+    def run() -> Iterator[Event]:
+        try:
+            yield StageStarted("condition")
+        finally:
+            closed.append("run")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(console.StdoutClosedError):
+        display.listen(run(), None, as_json=True)
+    assert closed == ["run"]
+
+
+@pytest.mark.parametrize("width", [20, 100])
+def test_tables_on_a_terminal(monkeypatch, width):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.write_table(("name", "about"), [("ink", "black strokes on [rice] paper, as of old")])
+    lines = terminal.getvalue().splitlines()
+    assert all(len(line) <= width for line in lines)
+    assert "\t" not in terminal.getvalue()
+    assert "[rice]" in terminal.getvalue()

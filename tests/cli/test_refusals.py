@@ -1,0 +1,153 @@
+"""Bad values: one sentence, the right exit code, nothing left behind, the runner never asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+BAD_VALUES = [
+    (["--style", "ghilbi"], "unknown style 'ghilbi'"),
+    (["--model", "osp-min"], "unknown model 'osp-min'"),
+    (["--cutoff", "1.5"], "--cutoff is a percentile between 0 and 1, got 1.5"),
+    (["--cutoff", "-0.1"], "--cutoff is a percentile between 0 and 1, got -0.1"),
+    (["--cutoff", "nan"], "--cutoff is a percentile between 0 and 1, got nan"),
+    (["--cutoff", "0.1:2"], "--cutoff is a percentile between 0 and 1, got 2"),
+    (["--cutoff", "0.05,0.1,0.5"], "--cutoff takes one number between 0 and 1, or START:END"),
+    (["--cutoff", "a:b"], "--cutoff takes one number between 0 and 1, or START:END"),
+    (["--frames", "0"], "--frames must be at least 1, got 0"),
+    (["--frames", "-3"], "--frames must be at least 1, got -3"),
+    (["--frames", "ten"], "--frames takes a whole number, got 'ten'"),
+    (["--frames", "4.5"], "--frames takes a whole number, got '4.5'"),
+    (["--frames", "100000"], "osp-mini makes at most"),
+    (["--seconds", "0"], "--seconds must be above 0"),
+    (["--seconds", "nan"], "--seconds must be above 0"),
+    (["--seconds", "inf"], "--seconds must be above 0"),
+    (["--seconds", "2", "--frames", "9"], "--frames and --seconds say the same thing"),
+    (["--seconds", "1", "--fps", "0"], "--fps must be 1 to 120, got 0"),
+    (["--steps", "0"], "--steps must be 1 to 1000, got 0"),
+    (["--steps", "9" * 5000], "--steps takes a whole number"),
+    (["--cfg", "nan"], "--cfg must be 0 to 100, got nan"),
+    (["--cfg", "inf"], "--cfg must be 0 to 100, got inf"),
+    (["--cfg", "strong"], "--cfg takes a number, got 'strong'"),
+    (["--shift", "0"], "--shift must be 0.01 to 100, got 0"),
+    (["--size", "13x17"], "--size of osp-mini takes multiples of 32, got 13x17"),
+    (["--size", "0x0"], "--size must be positive, got 0x0"),
+    (["--size", "4096x4096"], "--size 4096x4096 is more than"),
+    (["--size", "large"], "--size takes WIDTHxHEIGHT in pixels, got 'large'"),
+    (["--width", "448"], "--width needs --height too"),
+    (["--size", "448x256", "--width", "448"], "--size and --width/--height say the same thing"),
+    (["--seed", "abc"], "--seed takes a whole number or random, got 'abc'"),
+    (["--seed", "1-4"], "--seed takes a whole number or random, got '1-4'"),
+    (["--seed", "-1"], "--seed must be 0 to"),
+    (["--device", "tpu"], "unknown device 'tpu'"),
+    (["--dtype", "int4"], "unknown dtype 'int4'"),
+    (["--output", "out.gif"], "--output must end in .mp4, but 'out.gif' ends in '.gif'"),
+    (["--output", "out"], "--output must end in .mp4, but 'out' has no extension"),
+    (["--output", "{what}.mp4"], "--output knows no field {what}"),
+    (["--output", "no/where.mp4"], "the folder no does not exist"),
+    (["--output", "a" * 300 + ".mp4"], "the output's name is longer than"),
+    (["--quiet", "--verbose"], "--quiet and --verbose exclude each other"),
+    (["--text", "clouds"], "--text and PROMPT say the same thing"),
+    (["--stile", "ink"], "no such option: --stile"),
+    (["another"], "got unexpected extra argument"),
+    (["--steps"], "option '--steps' requires an argument"),
+]
+
+
+def assert_refused(outcome, sentence: str, code: int = 2) -> None:
+    assert outcome.code == code
+    assert outcome.out == ""
+    lines = outcome.err.splitlines()
+    assert lines[0].startswith(f"error: {sentence}")
+    assert len(lines) <= 2
+    assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+@pytest.mark.parametrize(("args", "sentence"), BAD_VALUES)
+def test_bad_value(osp, away, picture, requests, args, sentence):
+    assert_refused(osp("generate", "cat.png", "x", *args), sentence)
+    assert [path.name for path in away.iterdir()] == ["cat.png"]
+    assert requests == []
+
+
+def test_nearest_names_are_offered(osp, picture):
+    assert "did you mean ghibli" in osp("generate", "cat.png", "-s", "ghilbi").err
+    assert "did you mean 3d-rendering?" in osp("generate", "cat.png", "-s", "3d").err
+    assert "did you mean osp-mini?" in osp("generate", "cat.png", "-m", "mini").err
+    assert "did you mean" not in osp("generate", "cat.png", "-s", "anime").err
+    assert "watercolor" in osp("generate", "cat.png", "-s", "anime").err
+
+
+def make_missing(path: Path) -> None:
+    assert not path.exists()
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_empty(path: Path) -> None:
+    path.touch()
+
+
+def make_text(path: Path) -> None:
+    path.write_text("this is no picture")
+
+
+def make_truncated_jpeg(path: Path) -> None:
+    Image.effect_noise((256, 256), 80).save(path, "JPEG")
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def make_huge(path: Path) -> None:
+    Image.new("1", (20000, 20000)).save(path, "PNG")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [make_missing, make_folder, make_empty, make_text, make_truncated_jpeg, make_huge],
+    ids=lambda make: make.__name__,
+)
+def test_bad_picture(osp, away, requests, make):
+    path = away / "bad.png"
+    make(path)
+    before = sorted(away.iterdir())
+    assert_refused(osp("generate", "bad.png", "x"), "bad.png ")
+    assert sorted(away.iterdir()) == before
+    assert requests == []
+
+
+def test_no_picture_at_all(osp):
+    assert_refused(osp("generate"), "a picture is missing")
+
+
+def test_picture_and_text(osp, picture):
+    assert_refused(
+        osp("generate", "cat.png", "--text", "clouds"),
+        "--text makes a video without a picture, but 'cat.png' was given too",
+    )
+
+
+def test_empty_text(osp):
+    assert_refused(osp("generate", "--text", " "), "--text needs a prompt")
+
+
+def test_unknown_command(osp):
+    assert_refused(osp("generat"), "no such command 'generat'. Did you mean 'generate'?")
+
+
+@pytest.mark.parametrize("model", ["flashi2v-1.3b", "uniworld-osp2-14b"])
+def test_weights_that_are_not_installed(osp, away, tmp_path, picture, model):
+    outcome = osp("generate", "cat.png", "x", "-m", model)
+    assert_refused(outcome, f"the weights of {model} are not installed", code=3)
+    assert str(tmp_path / "home" / "models" / model) in outcome.err
+    assert [path.name for path in away.iterdir()] == ["cat.png"]
+
+
+def test_control_characters_are_not_obeyed(osp, picture):
+    outcome = osp("generate", "cat.png", "-s", "\x1b[31mred")
+    assert outcome.code == 2
+    assert "\x1b" not in outcome.err

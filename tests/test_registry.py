@@ -1,0 +1,202 @@
+"""Presets: what ships is complete, and a broken file is refused by name and key."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from osp_cli import registry
+from osp_cli.errors import InvalidRequestError, WeightsMissingError
+from osp_cli.registry import find_model, find_style, model_specs, nearest, style_presets
+
+STYLES = {
+    *("ghibli", "3d-rendering", "cyberpunk", "ink", "oil", "pixel-art", "vaporwave", "disney"),
+    *("fairy-tale", "gotham-noir", "lego", "chibi", "watercolor"),
+}
+
+
+def test_the_thirteen_styles():
+    assert set(style_presets()) == STYLES
+
+
+def test_the_models_with_the_built_in_one_first():
+    assert list(model_specs()) == ["osp-mini", "flashi2v-1.3b", "uniworld-osp2-14b"]
+
+
+@pytest.mark.parametrize("name", sorted(STYLES))
+def test_style_is_complete(name):
+    preset = find_style(name)
+    assert preset.short.endswith(" style")
+    assert 20 < len(preset.description) < 90
+    assert "\n" not in preset.description
+    assert len(preset.prompt_template) > 100
+    assert len(preset.negative_prompt) > 30
+    # Section 6.4.
+    assert preset.sampler["shift"] == 3.0
+    assert preset.origin == ("Section 1" if name == "watercolor" else "Section 6.2")
+
+
+@pytest.mark.parametrize("name", ["osp-mini", "flashi2v-1.3b", "uniworld-osp2-14b"])
+def test_model_geometry_fits_together(name):
+    spec = find_model(name)
+    assert spec.default_size == spec.sizes[0]
+    for width, height in spec.sizes:
+        assert width % spec.multiple_of == height % spec.multiple_of == 0
+        assert width * height <= spec.max_pixels
+        assert (height, width) in spec.sizes
+    # Two latent cells per token along each side.
+    assert spec.multiple_of == 2 * spec.scale_factor_spatial
+    assert (spec.max_frames - 1) % spec.scale_factor_temporal == 0
+
+
+def test_style_words_depend_on_the_card():
+    style = find_style("ghibli")
+    assert style.prompt_for(find_model("osp-mini"), "snow falls") == "ghibli style, snow falls"
+    assert style.prompt_for(find_model("osp-mini"), "") == "ghibli style"
+    full = style.prompt_for(find_model("flashi2v-1.3b"), "Snow falls.")
+    assert full.startswith("Studio Ghibli")
+    assert full.endswith(" Snow falls.")
+    assert style.prompt_for(find_model("flashi2v-1.3b"), "").endswith("in every frame.")
+
+
+def test_braces_in_a_prompt_are_only_text():
+    prompt = "a {prompt} and {0}"
+    assert find_style("ink").prompt_for(find_model("flashi2v-1.3b"), prompt).endswith(prompt)
+
+
+def test_style_settings_are_for_full_size_models():
+    style = find_style("oil")
+    assert style.settings_for(find_model("osp-mini")) == {}
+    assert style.settings_for(find_model("uniworld-osp2-14b"))["shift"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("asked", "best"),
+    [
+        ("ghilbi", "ghibli"),
+        ("3d", "3d-rendering"),
+        ("Pixel Art", "pixel-art"),
+        ("GOTHAM_NOIR", "gotham-noir"),
+        ("water", "watercolor"),
+        ("lego-bricks", "lego"),
+    ],
+)
+def test_nearest(asked, best):
+    assert nearest(asked, style_presets())[0] == best
+
+
+@pytest.mark.parametrize("asked", ["", " ", "x", "anime", "\N{SNOWMAN}"])
+def test_nothing_near(asked):
+    assert nearest(asked, style_presets()) == []
+
+
+@pytest.mark.parametrize("find", [find_style, find_model])
+def test_unknown_name_lists_the_known(find):
+    with pytest.raises(InvalidRequestError) as caught:
+        find("nothing")
+    assert "'nothing'" in caught.value.message
+    assert ("ghibli" if find is find_style else "osp-mini") in str(caught.value.hint)
+
+
+@pytest.fixture
+def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the presets to break."""
+    folder = tmp_path / "presets"
+    shutil.copytree(registry.presets_dir() / "models", folder / "models")
+    shutil.copytree(registry.presets_dir() / "styles", folder / "styles")
+    monkeypatch.setattr(registry, "presets_dir", lambda: folder)
+    registry.model_specs.cache_clear()
+    registry.style_presets.cache_clear()
+    yield folder
+    registry.model_specs.cache_clear()
+    registry.style_presets.cache_clear()
+
+
+def replace(old: str, new: str) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        assert old in text
+        return text.replace(old, new, 1)
+
+    return edit
+
+
+BROKEN_STYLES = [
+    (lambda text: text + "strenght = 1\n", "sampler.strenght is not a known key"),
+    (lambda text: "colour = 1\n" + text, "colour is not a known key"),
+    (replace("short =", "shrt ="), "prompt.short is missing"),
+    (replace('short = "ink painting style"', "short = 3"), "prompt.short must be a string, got 3"),
+    (replace("shift = 3.0", 'shift = "3"'), "sampler.shift must be a number, got '3'"),
+    (replace("shift = 3.0", "shift = true"), "sampler.shift must be a number, got True"),
+    (replace("fps = 16", "fps = 16.5"), "sampler.fps must be a whole number, got 16.5"),
+    (replace("{prompt}", "{promt}"), "prompt.template must contain {prompt} once"),
+    (replace('name = "ink"', 'name = "inc"'), "name must be the file's name 'ink', got 'inc'"),
+    (replace('adapter = ""', 'adapter = "a/b"'), "adapter must be empty"),
+    (replace("[prompt]", "[prompt"), "is not valid TOML"),
+]
+
+
+@pytest.mark.parametrize(("edit", "problem"), BROKEN_STYLES)
+def test_broken_style_is_refused_by_file_and_key(presets, edit, problem):
+    path = presets / "styles" / "ink.toml"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(InvalidRequestError) as caught:
+        style_presets()
+    assert caught.value.message.startswith("styles/ink.toml")
+    assert problem in caught.value.message
+
+
+BROKEN_CARDS = [
+    (replace("[geometry]", "[geometry]\ndepth = 3"), "geometry.depth is not a known key"),
+    (replace("[defaults]", "[defaults]\nsteps = 3"), "defaults.steps is not a known key"),
+    (replace("[dtypes]", "[dtypes]\nadapter = 'x'"), "dtypes.adapter is not a known key"),
+    (replace('vae = "float32"', 'vae = "float8"'), "dtypes.vae must be one of bfloat16, float16"),
+    (replace("AutoencoderLinear", "Autoencoder"), "vae_class must be one of AutoencoderKLWan"),
+    (replace("embedded = true", 'embedded = "yes"'), "embedded must be true or false, got 'yes'"),
+    (replace("multiple_of = 32", "multiple_of = 0"), "geometry.multiple_of must be at least 1"),
+    (replace("[448, 256], [416", "[448], [416"), "geometry.sizes must hold [width, height]"),
+    (
+        replace("default_size = [448, 256]", "default_size = [448, 448]"),
+        "geometry.default_size must be one of geometry.sizes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edit", "problem"), BROKEN_CARDS)
+def test_broken_card_is_refused_by_file_and_key(presets, edit, problem):
+    path = presets / "models" / "osp-mini.toml"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(InvalidRequestError) as caught:
+        model_specs()
+    assert caught.value.message.startswith("models/osp-mini.toml")
+    assert problem in caught.value.message
+
+
+def test_a_fourteenth_style_is_a_file_and_no_code(presets):
+    text = (presets / "styles" / "ink.toml").read_text()
+    new = text.replace('name = "ink"', 'name = "charcoal"')
+    (presets / "styles" / "charcoal.toml").write_text(new)
+    assert set(style_presets()) == STYLES | {"charcoal"}
+
+
+def test_weights_are_found_where_the_error_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("OSP_HOME", str(tmp_path))
+    spec = find_model("flashi2v-1.3b")
+    with pytest.raises(WeightsMissingError) as caught:
+        spec.weights_dir()
+    folder = tmp_path / "models" / "flashi2v-1.3b"
+    assert str(folder) in str(caught.value.hint)
+    for part in spec.parts:
+        assert spec.find_weights() is None
+        (folder / part).mkdir(parents=True)
+    assert spec.weights_dir() == folder
+
+
+def test_weights_home_without_a_variable(monkeypatch, tmp_path):
+    monkeypatch.delenv("OSP_HOME", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert registry.weights_home().name == "models"
+    assert registry.weights_home().parent.name == "osp"
