@@ -52,6 +52,9 @@ class ModelSpec:
         scale_factor_spatial: pixels per latent cell along each side.
         scale_factor_temporal: frames per latent frame after the first.
         latent_channels: of the autoencoder.
+        image_token_pool: latents averaged per edge of an image token (Eq. 3), where the
+            conditioner has any.
+        image_token_positions: image tokens carry sine coordinates.
         has_latent_shifting: the model shifts latents by phi of the first frame (Eq. 16).
         defaults: values for what the user leaves out, by field name of the request; what
             the card leaves out too is the paper's.
@@ -79,6 +82,8 @@ class ModelSpec:
     scale_factor_temporal: int
     latent_channels: int
     has_latent_shifting: bool
+    image_token_pool: int
+    image_token_positions: bool
     defaults: dict[str, int | float | str]
     dtypes: dict[str, str]
 
@@ -302,7 +307,12 @@ class _Table:
         if not isinstance(values, dict):
             raise self.refuse(key, f"must be a table, got {values!r}")
         table = _Table(self._path, values, f"{key}.")
-        words = {int: "a whole number", float: "a number", str: "a string"}
+        words = {
+            int: "a whole number",
+            float: "a number",
+            str: "a string",
+            bool: "true or false",
+        }
         found: dict[str, Any] = {}
         for name, kind in kinds.items():
             if name in values:
@@ -353,6 +363,7 @@ def _model_spec(path: Path) -> ModelSpec:
     card = _read(path)
     geometry = card.table("geometry")
     dtypes = card.table("dtypes")
+    image_tokens = card.settings("image_tokens", {"pool": int, "positions": bool})
     spec = ModelSpec(
         name=_named(card, path),
         title=card.text("title"),
@@ -367,6 +378,8 @@ def _model_spec(path: Path) -> ModelSpec:
         max_sequence_length=card.count("max_sequence_length"),
         style_prompt=card.text("style_prompt", STYLE_PROMPTS),
         has_latent_shifting=card.boolean("has_latent_shifting"),
+        image_token_pool=image_tokens.get("pool", 1),
+        image_token_positions=image_tokens.get("positions", False),
         sizes=geometry.sizes("sizes"),
         default_size=geometry.size("default_size"),
         multiple_of=geometry.count("multiple_of"),

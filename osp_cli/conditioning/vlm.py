@@ -65,14 +65,19 @@ class QwenVLConditioner:
     ) -> Tensor:
         """Conditioning `(batch, max_sequence_length + image tokens, text_dim)`, see `Conditioner`.
 
-        Without `image_latents`, or without an image adapter, there are no image tokens.
+        Without `image_latents`, or without an image adapter, there are no image tokens. With
+        `image_latents` but without `images` (text-to-video) they are dropped: zero rows of the same
+        length, as training drops them.
 
         Raises:
             ValueError: Another number of images than of prompts, or a picture whose tokens leave
                 no room for a prompt.
         """
         states, mask = self.hidden_states(prompts, images)
-        return self.project(states, mask, image_latents)
+        keep = None
+        if images is None and image_latents is not None:
+            keep = torch.zeros(len(prompts), dtype=torch.bool, device=states.device)
+        return self.project(states, mask, image_latents, keep)
 
     @torch.no_grad()
     def hidden_states(

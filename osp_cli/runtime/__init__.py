@@ -1,0 +1,1 @@
+"""The one runtime behind every command: plan, load, run, save."""

@@ -1,0 +1,64 @@
+"""What machine this is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from osp_cli.errors import InvalidRequestError
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of `--device`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InvalidRequestError: the named device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidRequestError(
+            f"--device {name} is not one of the {torch.cuda.device_count()} CUDA devices here",
+            hint="leave --device out, or use --device cpu",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InvalidRequestError("this machine has no MPS device", hint="use --device cpu")
+    return device
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on the device; on the CPU the container's limit counts."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return _available_ram()
+
+
+def _available_ram() -> int:
+    """MemAvailable of Linux, else the physical memory; never more than the container allows."""
+    available = 0
+    info = Path("/proc/meminfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    if not available and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [available] if available else []
+    for path in _CGROUP_LIMITS:
+        if path.exists() and (text := path.read_text().strip()).isdigit():
+            limits.append(int(text))
+    # Where nothing can be read, nothing is refused.
+    return min(limits, default=1 << 62)
