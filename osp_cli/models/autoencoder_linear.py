@@ -1,13 +1,13 @@
 """The embedded model's causal autoencoder: a fitted linear block transform and a small refinement.
 
-At this size a transform fitted in closed form beats a trained convolutional VAE by many decibels, so the code
-is a projection: the first frame in 16x16 blocks, every later group of four frames in 16x16x4 blocks, 48
-numbers each. Blocks are independent given the latents: encoding is causal, and decoding any part of a stream
-equals that part of the whole decode exactly. The refinement network sees single frames of the linear decode and
-removes block edges.
+At this size a transform fitted in closed form beats a trained convolutional VAE by many decibels,
+so the code is a projection: the first frame in 16x16 blocks, every later group of four frames in
+16x16x4 blocks, 48 numbers each. Blocks are independent given the latents: encoding is causal, and
+decoding any part of a stream equals that part of the whole decode exactly. The refinement network sees single frames
+of the linear decode and removes block edges.
 
-The interface is the part of diffusers' `AutoencoderKLWan` that the runtime uses: `config.latents_mean/std`,
-`encode(x).latent_dist.mode()`, `decode(z).sample`.
+The interface is the part of diffusers' `AutoencoderKLWan` that the runtime uses:
+`config.latents_mean/std`, `encode(x).latent_dist.mode()`, `decode(z).sample`.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class AutoencoderLinear(ModelMixin, ConfigMixin):
             first: whether `z` begins with a clip's first latent; False continues a stream.
 
         Returns:
-            `.sample`, `(batch, 3, 1 + 4 (frames - 1), height, width)`, clamped to [-1, 1]; four frames for
-            every latent when `first` is False.
+            `.sample`, `(batch, 3, 1 + 4 (frames - 1), height, width)`, clamped to [-1, 1]; four
+            frames for every latent when `first` is False.
         """
         video = self.decode_linear(z, first=first)
         if self.refinement is not None:
@@ -142,9 +142,10 @@ class AutoencoderLinear(ModelMixin, ConfigMixin):
         return torch.cat(parts, 2)
 
     def _project(self, x: Tensor, basis: Tensor, mean: Tensor) -> Tensor:
-        """Blocks to latents; the root of the group size makes still clips look like first frames."""
-        blocks = to_blocks(x, self.config.block, basis.shape[1] // (3 * self.config.block**2))
-        scale = (basis.shape[1] / (3 * self.config.block**2)) ** -0.5
+        """Blocks to latents, scaled so that a still group has its first frame's latents."""
+        group = basis.shape[1] // (3 * self.config.block**2)
+        blocks = to_blocks(x, self.config.block, group)
+        scale = group**-0.5
         return F.linear(blocks - mean, basis * scale).permute(0, 4, 1, 2, 3)
 
     def _expand(self, z: Tensor, basis: Tensor, mean: Tensor, group: int) -> Tensor:
@@ -174,7 +175,7 @@ class FrameRefinement(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, video: Tensor, latents: Tensor) -> Tensor:
-        """Refines `(batch, 3, frames, height, width)` decoded from one latent frame `(batch, z, h, w)`."""
+        """Refines `(batch, 3, frames, h, w)`, decoded from one latent frame `(batch, z, h', w')`."""
         batch, _, frames, height, width = video.shape
         images = video.transpose(1, 2).reshape(batch * frames, 3, height, width)
         low = F.pixel_unshuffle(images, 4)

@@ -1,11 +1,12 @@
 """Nameable motions: how a canvas is seen through time.
 
-A clip is one picture resampled along smooth paths, so its true motion is known everywhere. Camera motion is
-an affine path of constant speed (a clip can therefore be continued without a seam); scene motion is a local
-warp or something that falls through the frame. Every path starts at zero: frame 0 is the picture itself.
+A clip is one picture resampled along smooth paths, so its true motion is known everywhere. Camera
+motion is an affine path of constant speed (a clip can therefore be continued without a seam);
+scene motion is a local warp or something that falls through the frame. Every path starts at zero:
+frame 0 is the picture itself.
 
-Directions are the camera's: when it pans left, things move to the right on the screen. `roll-right` turns the
-picture clockwise.
+Directions are the camera's: when it pans left, things move to the right on the screen.
+`roll-right` turns the picture clockwise.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def render_clip(
     """Frames of one canvas under one motion.
 
     Args:
-        canvas: `(3, canvas_height, canvas_width)`, larger than the frame so that a camera finds more.
+        canvas: `(3, canvas_height, canvas_width)`, larger than the frame so that a camera finds
+            more.
         motion: what happens.
         size: height, width of a frame in canvas pixels.
         frames: `(num_frames,)` frame numbers at 16 fps; 0 is the picture as it stands.
@@ -77,9 +79,7 @@ def render_clip(
     return clip
 
 
-def _sampling_grid(
-    canvas: Tensor, motion: Motion, size: tuple[int, int], frames: Tensor
-) -> Tensor:
+def _sampling_grid(canvas: Tensor, motion: Motion, size: tuple[int, int], frames: Tensor) -> Tensor:
     """`grid_sample` coordinates `(num_frames, height, width, 2)`."""
     height, width = size
     y, x = coordinates(height, width, canvas.device)

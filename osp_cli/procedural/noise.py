@@ -32,7 +32,7 @@ def power_noise(
         exponent: 0 is white, 1 looks like a photograph, 2 like fog; `(batch,)` or a number.
         angle: stretches the field along this direction (radians), as in grass or brush hair.
     """
-    batch, height, width = shape
+    _, height, width = shape
     device = generator.device
     fy = torch.fft.fftfreq(height, device=device)[:, None] * height
     fx = torch.fft.rfftfreq(width, device=device)[None, :] * width

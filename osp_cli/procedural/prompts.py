@@ -1,7 +1,8 @@
 """What people may call the motions and styles, and sentences made of it.
 
-Used three ways: to teach the tiny language model its vocabulary, to write captions of rendered clips, and to
-read back what was asked for. Speeds are words too; a direction without a speed word is `normal`.
+Used three ways: to teach the tiny language model its vocabulary, to write captions of rendered
+clips, and to read back what was asked for. Speeds are words too; a direction without
+a speed word is `normal`.
 """
 
 from __future__ import annotations
@@ -131,8 +132,22 @@ SCENE_PHRASES: dict[str, tuple[str, ...]] = {
         "moves its head",
         "waves hello",
     ),
-    "snow": ("snow", "snow falls", "it is snowing", "snowflakes drift down", "a snowfall", "winter snow"),
-    "rain": ("rain", "rain falls", "it is raining", "raindrops pour down", "heavy rain", "a rainy day"),
+    "snow": (
+        "snow",
+        "snow falls",
+        "it is snowing",
+        "snowflakes drift down",
+        "a snowfall",
+        "winter snow",
+    ),
+    "rain": (
+        "rain",
+        "rain falls",
+        "it is raining",
+        "raindrops pour down",
+        "heavy rain",
+        "a rainy day",
+    ),
 }
 SPEED_PHRASES: dict[str, tuple[str, ...]] = {
     "slow": ("slowly", "slow", "gently", "very slowly", "calmly"),

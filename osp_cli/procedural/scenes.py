@@ -1,8 +1,8 @@
 """Canvases: wide pictures with the statistics of photographs, drawn without any photograph.
 
 A canvas is layered like a view: background (sky and ridges, or a soft room), a few hundred possible
-shapes painted back to front (dead leaves), and one large subject near the middle. Every sample has its
-own palette, light and focus. Batched torch, so the same code fills a GPU.
+shapes painted back to front (dead leaves), and one large subject near the middle. Every sample has
+its own palette, light and focus. Batched torch, so the same code fills a GPU.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _colourise(field: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 def _background(generator: torch.Generator, batch: int, height: int, width: int) -> Tensor:
     device = generator.device
-    y, x = coordinates(height, width, device)
+    y, _ = coordinates(height, width, device)
     palette = _palette(generator, batch, 4)
     exponent = uniform(generator, (batch,), 0.9, 2.0)
     texture = torch.sigmoid(1.3 * power_noise(generator, (batch, height, width), exponent))
@@ -192,7 +192,11 @@ def _windows(generator: torch.Generator, canvas: Tensor) -> Tensor:
     cell_y = (y[None] / period * 0.7 + phase) % 1.0
     inside = ((cell_x - 0.5).abs() < 0.3) & ((cell_y - 0.5).abs() < 0.33)
     left = uniform(generator, (batch, 1, 1), -1.0, 0.4)
-    area = (x[None] > left) & (x[None] < left + 0.7) & (y[None] > uniform(generator, (batch, 1, 1)) - 1)
+    area = (
+        (x[None] > left)
+        & (x[None] < left + 0.7)
+        & (y[None] > uniform(generator, (batch, 1, 1)) - 1)
+    )
     chosen = uniform(generator, (batch, 1, 1)) < 0.25
     mask = (inside & area & chosen).float()[:, None]
     mask = box_blur(mask, 1)

@@ -1,18 +1,20 @@
 """The thirteen styles as image operators: what the embedded model is taught to paint.
 
-Each style has two parts. `paint` works on a canvas and therefore moves with the things in it: colours,
-contours, brush marks. `screen` works on finished frames and stays put on the screen: pixels, bricks, paper,
-scan lines. Screen patterns are aligned with the 16-pixel cells of the embedded codec, deliberately: a
-grid that always falls on the same place of a cell is one the codec and the model can keep sharp.
+Each style has two parts. `paint` works on a canvas and therefore moves with the things in it:
+colours, contours, brush marks. `screen` works on finished frames and stays put on the screen:
+pixels, bricks, paper, scan lines. Screen patterns are aligned with the 16-pixel cells of the
+embedded codec, deliberately: a grid that always falls on the same place of a cell is one the codec
+and the model can keep sharp.
 
-The operators are inspired by the looks that section 6.2 of the paper names; they redraw light, line and
-colour, not characters.
+The operators are inspired by the looks that section 6.2 of the paper names; they redraw light,
+line and colour, not characters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -101,8 +103,10 @@ def _colour(images: Tensor, rgb: tuple[float, float, float]) -> Tensor:
 
 def _gradient_map(grey: Tensor, stops: list[tuple[float, tuple[float, float, float]]]) -> Tensor:
     """Replaces luma by a colour ramp."""
-    result = _colour(grey, stops[0][1]).expand(-1, -1, *grey.shape[2:]).expand(len(grey), -1, -1, -1)
-    for (low, _), (high, rgb) in zip(stops[:-1], stops[1:], strict=True):
+    result = (
+        _colour(grey, stops[0][1]).expand(-1, -1, *grey.shape[2:]).expand(len(grey), -1, -1, -1)
+    )
+    for (low, _), (high, rgb) in pairwise(stops):
         weight = ((grey - low) / (high - low)).clamp(0.0, 1.0)
         result = result * (1 - weight) + _colour(grey, rgb) * weight
     return result
@@ -185,7 +189,7 @@ def _sparkles(height: int, width: int, device: torch.device) -> Tensor:
     for place in torch.rand((26, 3), generator=generator).tolist():
         dy, dx = (ys - place[0] * height).abs(), (xs - place[1] * width).abs()
         size = 1.5 + 3.0 * place[2]
-        star = torch.exp(-(torch.sqrt(dx + 0.01) + torch.sqrt(dy + 0.01)) ** 2 / (2.2 * size))
+        star = torch.exp(-((torch.sqrt(dx + 0.01) + torch.sqrt(dy + 0.01)) ** 2) / (2.2 * size))
         result = torch.maximum(result, star)
     return result[None, None].clamp(0, 1)
 

@@ -1,9 +1,8 @@
-"""Fits the embedded codec: principal components of procedural blocks, then the refinement network."""
+"""Fits the embedded codec: principal components of blocks, then the refinement network."""
 
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from osp_cli.procedural.prompts import random_motion, random_style
 from osp_cli.procedural.scenes import make_canvases
 from osp_cli.procedural.styles import STYLE_OPERATORS
 
-# Share of a channel's own deviation that normalisation removes. Full whitening would make a model spend
-# itself on the finest channels; none would leave them to drown in the first.
+# Share of a channel's own deviation that normalisation removes. Full whitening would make a model
+# spend itself on the finest channels; none would leave them to drown in the first.
 WHITENING = 0.5
 STD_FLOOR = 0.02
 
@@ -26,7 +25,7 @@ STD_FLOOR = 0.02
 def styled_clips(
     seed: int, canvases: int, size: tuple[int, int], frames: int, device: str
 ) -> tuple[Tensor, Tensor]:
-    """Short clips in [-1, 1], `(canvases, 3, frames, h, w)`, and still repeats of their first frames."""
+    """Clips in [-1, 1], `(canvases, 3, frames, h, w)`, and still repeats of first frames."""
     generator = torch.Generator(device=device).manual_seed(seed)
     rng = random.Random(seed)
     canvas = make_canvases(generator, canvases, int(size[0] * 1.3), int(size[1] * 1.3))
@@ -50,8 +49,8 @@ def fit_transform(
 ) -> AutoencoderLinear:
     """Closed-form part: both bases, their alignment, and the latents' mean and deviation.
 
-    The later-frame basis is rotated onto the first-frame basis (orthogonal Procrustes on still clips), so
-    that a picture and a still clip of it have nearly the same latents in every frame.
+    The later-frame basis is rotated onto the first-frame basis (orthogonal Procrustes on still
+    clips), so that a picture and a still clip of it have nearly the same latents in every frame.
     """
     z_dim, block = model.config.z_dim, model.config.block
     first, moving, still = [], [], []
@@ -84,7 +83,7 @@ def fit_transform(
 
 
 def _components(centred: Tensor, count: int) -> Tensor:
-    """Leading eigenvectors of the covariance as rows, signs fixed so that a refit gives the same."""
+    """Leading eigenvectors of the covariance as rows, signs fixed for a repeatable refit."""
     covariance = centred.T.double() @ centred.double() / len(centred)
     _, vectors = torch.linalg.eigh(covariance)
     basis = vectors[:, -count:].flip(1).T
@@ -95,14 +94,15 @@ def _components(centred: Tensor, count: int) -> Tensor:
 def train_refinement(
     model: AutoencoderLinear,
     seed: int,
-    seconds: float,
+    steps: int,
     on_step: Callable[[int, float], None],
     device: str = "cpu",
     learning_rate: float = 6e-4,
 ) -> None:
-    """Trains the refinement on clips it has not been fitted to, for a time.
+    """Trains the refinement on clips it has not been fitted to.
 
-    Loss: squared and absolute error and absolute error of gradients. Latents carry a little noise, since a
+    Loss: squared and absolute error and absolute error of gradients. Latents carry a little noise,
+        since a
     sampled clip's latents do. Half of the pictures are unstyled: photographs matter most.
     """
     assert model.refinement is not None
@@ -110,14 +110,14 @@ def train_refinement(
         parameter.requires_grad_(False)
     model.refinement.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.refinement.parameters(), lr=learning_rate)
-    started, step, pool = time.monotonic(), 0, []
+    pool: list[Tensor] = []
     std = torch.tensor(model.config.latents_std, device=device).reshape(1, -1, 1, 1, 1)
     generator = torch.Generator(device=device).manual_seed(seed)
-    while (elapsed := time.monotonic() - started) < seconds:
+    for step in range(steps):
         if step % 12 == 0:
             pool = [*pool[-5:], styled_clips(seed + 1000 + step, 4, (256, 384), 5, device)[0]]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * max(0.02, 1 - elapsed / seconds)
+            group["lr"] = learning_rate * max(0.02, 1 - step / steps)
         video = pool[step % len(pool)]
         top = int(torch.randint(0, 8, (1,), generator=generator, device=device)) * 16
         left = int(torch.randint(0, 16, (1,), generator=generator, device=device)) * 16
@@ -139,15 +139,17 @@ def train_refinement(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.refinement.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        on_step(step, loss.item())
+        on_step(step + 1, loss.item())
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Squared error (weight 10), absolute error, and absolute error of horizontal and vertical steps."""
+    """Squared error (weight 10), absolute error, and absolute error of horizontal and vertical
+    steps."""
     error = output - target
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
-    return 10 * error.square().mean() + error.abs().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
+    return (
+        10 * error.square().mean() + error.abs().mean() + 0.5 * (dx.abs().mean() + dy.abs().mean())
+    )
 
 
 def psnr(output: Tensor, target: Tensor, peak: float = 2.0) -> float:

@@ -11,7 +11,8 @@ from osp_cli.sampling.latent_shift import shift_latents
 
 
 def add_noise(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
-    """`(1 - sigma) x + sigma eps` (Eq. 10) in fp32; `sigmas` broadcasts, one per sample or frame."""
+    """`(1 - sigma) x + sigma eps` (Eq. 10) in fp32; `sigmas` broadcasts, one per sample or
+    frame."""
     return (1 - sigmas) * latents.float() + sigmas * noise.float()
 
 
@@ -46,8 +47,8 @@ def continuation_loss(
 ) -> Tensor:
     """The same error over the frames after a clean context (paper, section 7.1).
 
-    `velocity` must give the first `context_frames` latent frames timestep 0; they are neither noised nor
-    scored.
+    `velocity` must give the first `context_frames` latent frames timestep 0; they are neither
+    noised nor scored.
     """
     noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
     noisy[:, :, :context_frames] = latents[:, :, :context_frames].float()
@@ -58,7 +59,8 @@ def continuation_loss(
 def logit_normal_sigmas(
     generator: torch.Generator, count: int, mean: float = 0.0, std: float = 1.0
 ) -> Tensor:
-    """Noise levels `sigmoid(N(mean, std))`, one from each of `count` equal parts of the distribution.
+    """Noise levels `sigmoid(N(mean, std))`, one from each of `count` equal parts of the
+    distribution.
 
     Stratified, so that a small batch always sees both ends.
     """

@@ -1,6 +1,7 @@
 """The embedded model's training pool: rendered clips, already encoded, with their captions.
 
-A shard holds a few canvases seen many ways: several motions, several styles, mirrored or not. Everything
+A shard holds a few canvases seen many ways: several motions, several styles, mirrored or not.
+    Everything
 follows from (seed, shard number), so a pool can be rendered again, on any machine, in any order.
 """
 
@@ -105,7 +106,8 @@ def render_styled(
     times: Tensor,
     seed: int,
 ) -> Tensor:
-    """A clip in [0, 1], `(frames, 3, height, width)`: painted on the canvas, moved, then screened."""
+    """A clip in [0, 1], `(frames, 3, height, width)`: painted on the canvas, moved, then
+    screened."""
     if style is None:
         return render_clip(canvas, motion, size, times, seed).clamp(0.0, 1.0)
     operator = STYLE_OPERATORS[style]

@@ -1,7 +1,8 @@
 """Trains the embedded model's transformer: Eq. 22 on the rendered pool, section 7.1 beside it.
 
-A step looks at a few latent frames of a clip, at their true places in time, rather than at all thirteen:
-every frame of a clip is nearly determined by the picture, the prompt and its place, so the same compute sees
+A step looks at a few latent frames of a clip, at their true places in time, rather than at all
+thirteen: every frame of a clip is nearly determined by the picture, the prompt and its place, so
+    the same compute sees
 three times as many clips. The last part of the run uses whole clips, which is what sampling does.
 """
 
@@ -63,8 +64,11 @@ class Mixture:
     plain_until: float = 0.35
 
 
-def new_transformer(seed: int, geometry: dict[str, int] | None = None) -> FlashI2VTransformer3DModel:
-    """A model that starts near the solution's trivial part, so that training begins with the rest."""
+def new_transformer(
+    seed: int, geometry: dict[str, int] | None = None
+) -> FlashI2VTransformer3DModel:
+    """A model that starts near the solution's trivial part, so that training begins with the
+    rest."""
     torch.manual_seed(seed)
     model = FlashI2VTransformer3DModel(**(geometry or GEOMETRY))
     start_as_identity(model.learnable_proj, PROJECTION_GAIN)
@@ -75,8 +79,8 @@ def new_transformer(seed: int, geometry: dict[str, int] | None = None) -> FlashI
 def start_as_identity(projector: LatentProjector, gain: float) -> None:
     """phi(s) = -gain s exactly, since silu(x) - silu(-x) = x.
 
-    The paper starts from phi = 0 to keep a pretrained parent's distribution. Here there is no parent, and a
-    shift that already carries the picture saves the steps in which it would be found.
+    The paper starts from phi = 0 to keep a pretrained parent's distribution. Here there is no
+    parent, and a shift that already carries the picture saves the steps in which it would be found.
     """
     first, last = projector.proj[0], projector.proj[2]
     channels = first.in_channels
@@ -96,7 +100,8 @@ def start_as_identity(projector: LatentProjector, gain: float) -> None:
 
 
 def _start_as_pass_through(model: FlashI2VTransformer3DModel) -> None:
-    """Orthonormal patch embedding, its transpose at the exit: noise passes through from the first step."""
+    """Orthonormal patch embedding, its transpose at the exit: noise passes through from the first
+    step."""
     embedding, exit_ = model.patch_embedding, model.proj_out
     with torch.no_grad():
         nn.init.orthogonal_(embedding.weight.flatten(1))
@@ -104,7 +109,9 @@ def _start_as_pass_through(model: FlashI2VTransformer3DModel) -> None:
         nn.init.orthogonal_(square)
         embedding.weight.copy_(square.reshape(embedding.weight.shape))
         # Output order is (patch, channel), the convolution's is (channel, patch).
-        exit_.weight.copy_(0.4 * embedding.weight.permute(2, 3, 4, 1, 0).reshape(exit_.weight.shape))
+        exit_.weight.copy_(
+            0.4 * embedding.weight.permute(2, 3, 4, 1, 0).reshape(exit_.weight.shape)
+        )
         nn.init.zeros_(exit_.bias)
 
 

@@ -1,8 +1,10 @@
-"""The embedded model's vision-language model: a tiny Qwen2.5-VL, taught to understand what it will be told.
+"""The embedded model's vision-language model: a tiny Qwen2.5-VL, taught to understand what it will
+be told.
 
-The paper's language model is pretrained and frozen. So is this one: it first learns, by itself, to say which
-motion, speed and style a sentence asks for and what colours a picture has; then it is frozen, and the video
-model is trained on its hidden states. It knows the words of `procedural.prompts`, not the world.
+The paper's language model is pretrained and frozen. So is this one: it first learns, by itself, to
+say which motion, speed and style a sentence asks for and what colours a picture has; then it is
+frozen, and the video model is trained on its hidden states. It knows the words of
+`procedural.prompts`, not the world.
 """
 
 from __future__ import annotations
@@ -225,6 +227,12 @@ def save_vlm(conditioner: QwenVLConditioner, folder: Path) -> None:
     conditioner.model.to(torch.bfloat16).save_pretrained(folder)
     conditioner.tokenizer.save_pretrained(folder)
     conditioner.image_processor.save_pretrained(folder)
+
+
+def load_vlm(folder: Path) -> Qwen2_5_VLModel:
+    """The frozen model in fp32, for training on its states."""
+    model = Qwen2_5_VLModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model.eval().requires_grad_(False)
 
 
 def new_conditioner(seed: int, text_dim: int = 256) -> QwenVLConditioner:

@@ -1,7 +1,8 @@
 """The training loop: optimisers, schedule, moving average, exact checkpoints.
 
-The loop knows nothing of what is trained: it is handed modules and a function from step number to loss. All
-randomness of a step comes from (seed, step), so a resumed run continues exactly as if it had not stopped.
+The loop knows nothing of what is trained: it is handed modules and a function from step number to
+loss. All randomness of a step comes from (seed, step), so a resumed run continues exactly as if it
+had not stopped.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Trainer:
     """Runs `settings.steps` steps over named modules, resuming from its folder if it can.
 
     Args:
-        modules: what is trained, by name; parameters that do not require gradients stay as they are.
+        modules: what is trained, by name; parameters that do not require gradients stay as they
+            are.
         settings: the loop's numbers.
         folder: where checkpoints and `metrics.jsonl` go.
         matrices: whether a parameter of this name goes to Muon rather than AdamW.
@@ -162,7 +164,8 @@ class Trainer:
             parameter.copy_(self.average[key])
 
     def save(self) -> None:
-        """Writes the checkpoint under a temporary name, then puts it in the place of the old one."""
+        """Writes the checkpoint under a temporary name, then puts it in the place of the old
+        one."""
         tensors = {f"parameter/{k}": p.detach() for k, p in self.parameters.items()}
         tensors |= {f"average/{k}": p for k, p in self.average.items()}
         for number, (optimizer, _) in enumerate(self.optimizers):

@@ -1,0 +1,220 @@
+"""Makes the embedded model from nothing but a seed: `python -m osp_cli.training.mini --out FOLDER`.
+
+Stages in order, each skipped when its result is there, so a stopped run goes on where it was:
+    `codec` (fit
+the transform, train its refinement), `pool` (render and encode clips), `text_encoder` (teach the
+tiny Qwen2.5-VL its words), `transformer` (Eq. 22 and continuation), `export` (the folder that
+ships).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from osp_cli.conditioning.vlm import QwenVLConditioner
+from osp_cli.models.autoencoder_linear import AutoencoderLinear
+from osp_cli.registry import presets_dir
+from osp_cli.training.codec import fit_transform, train_refinement
+from osp_cli.training.mini_data import load_shard, render_shard, save_shard
+from osp_cli.training.mini_dit import (
+    DitObjective,
+    Mixture,
+    Pool,
+    is_block_matrix,
+    new_transformer,
+)
+from osp_cli.training.mini_vlm import load_vlm, new_conditioner, pretrain, save_vlm
+from osp_cli.training.trainer import LoopSettings, Trainer
+
+log = logging.getLogger("osp.training")
+
+
+def load_recipe(path: Path | None = None) -> dict[str, Any]:
+    """The recipe's numbers; by default those of `presets/training/osp-mini.toml`."""
+    path = path or presets_dir() / "training" / "osp-mini.toml"
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def make(out: Path, recipe: dict[str, Any], until: str = "export") -> Path:
+    """Runs the stages up to `until`; returns the folder to ship, `out / "osp-mini"`."""
+    stages: dict[str, Callable[[Path, dict[str, Any]], None]] = {
+        "codec": make_codec,
+        "pool": make_pool,
+        "text_encoder": make_text_encoder,
+        "transformer": make_transformer,
+        "export": export,
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, stage in stages.items():
+        log.info("stage %s", name)
+        stage(out, recipe)
+        if name == until:
+            break
+    return out / "osp-mini"
+
+
+def make_codec(out: Path, recipe: dict[str, Any]) -> None:
+    """`out/vae`: transform, refinement, statistics."""
+    if (out / "vae").exists():
+        return
+    seed = recipe["seed"]
+    model = fit_transform(AutoencoderLinear(), seed + 99, recipe["codec"]["canvases"])
+    # The pool and the shipped model must agree to the bit, so both see the stored precision.
+    model = model.to(torch.bfloat16).float()
+    _save_whole(model, out / "transform")
+    train_refinement(model, seed, recipe["codec"]["refinement_steps"], _logger("refinement"))
+    _save_whole(model.to(torch.bfloat16), out / "vae")
+
+
+def make_pool(out: Path, recipe: dict[str, Any]) -> None:
+    """`out/pool`: shards not yet there."""
+    codec = AutoencoderLinear.from_pretrained(out / "transform").eval()
+    folder = out / "pool"
+    folder.mkdir(exist_ok=True)
+    for number in range(recipe["pool"]["shards"]):
+        path = folder / f"shard-{number:05d}.safetensors"
+        if not path.exists():
+            with torch.no_grad():
+                save_shard(render_shard(codec, recipe["seed"], number), path)
+            log.info("pool: shard %d of %d", number + 1, recipe["pool"]["shards"])
+
+
+def make_text_encoder(out: Path, recipe: dict[str, Any]) -> None:
+    """`out/text_encoder`: the frozen language model with its tokenizer and image processor."""
+    if (out / "text_encoder").exists():
+        return
+    conditioner = new_conditioner(recipe["seed"])
+    shards = [load_shard(path) for path in sorted((out / "pool").glob("*.safetensors"))]
+    shape = shards[0].pictures.shape[2:]
+    pictures = torch.cat([s.pictures for s in shards if s.pictures.shape[2:] == shape])
+    steps = recipe["text_encoder"]["steps"]
+    accuracy = pretrain(conditioner, pictures, recipe["seed"], steps, _logger("text encoder"))
+    log.info("text encoder: accuracy %s", accuracy)
+    part = out / "text_encoder.part"
+    save_vlm(conditioner, part)
+    (part / "accuracy.json").write_text(json.dumps(accuracy))
+    part.rename(out / "text_encoder")
+
+
+def make_transformer(out: Path, recipe: dict[str, Any]) -> None:
+    """`out/transformer`: the trainer's folder."""
+    trainer, objective = _trainer(out, recipe)
+    objective.pool.load(out / "pool", recipe["pool"]["shards"])
+    for report in trainer.run(objective):
+        if report.step % 20 == 0:
+            log.info("step %d: loss %.4f, %.1f s", report.step, report.loss, report.seconds)
+
+
+def _trainer(out: Path, recipe: dict[str, Any]) -> tuple[Trainer, DitObjective]:
+    numbers = recipe["transformer"]
+    conditioner = _frozen_conditioner(out, recipe)
+    model = new_transformer(recipe["seed"] + 41, numbers.get("geometry"))
+    settings = LoopSettings(
+        steps=numbers["steps"],
+        learning_rate=numbers["learning_rate"],
+        matrix_learning_rate=numbers["matrix_learning_rate"],
+        decay_from=numbers["decay_from"],
+        seed=recipe["seed"] + 41,
+    )
+    modules = {
+        "transformer": model,
+        "adapter": conditioner.adapter,
+        "image_adapter": conditioner.image_adapter,
+    }
+    trainer = Trainer(modules, settings, out / "transformer", is_block_matrix)
+    mixture = Mixture(batch_size=numbers["batch_size"])
+    pool = Pool(conditioner)
+    objective = DitObjective(model, conditioner, pool, mixture, settings.seed, settings.steps)
+    return trainer, objective
+
+
+def _frozen_conditioner(out: Path, recipe: dict[str, Any]) -> QwenVLConditioner:
+    conditioner = new_conditioner(recipe["seed"])
+    conditioner.model = load_vlm(out / "text_encoder")
+    return conditioner
+
+
+def export(out: Path, recipe: dict[str, Any]) -> None:
+    """`out/osp-mini`: the moving average in bf16, in the layout of every other model."""
+    trainer, objective = _trainer(out, recipe)
+    trainer.use_average()
+    part, final = out / "osp-mini.part", out / "osp-mini"
+    for folder in (part, final):
+        if folder.exists():
+            shutil.rmtree(folder)
+    conditioner = objective.conditioner
+    _save_bf16(objective.model, part / "transformer")
+    _save_bf16(conditioner.adapter, part / "adapter")
+    _save_bf16(conditioner.image_adapter, part / "image_adapter")
+    shutil.copytree(out / "vae", part / "vae")
+    shutil.copytree(out / "text_encoder", part / "text_encoder")
+    (part / "text_encoder" / "accuracy.json").unlink()
+    card = training_card(out, recipe, trainer)
+    (part / "training.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+    part.rename(final)
+
+
+def training_card(out: Path, recipe: dict[str, Any], trainer: Trainer) -> dict[str, Any]:
+    """What these weights are made of: recipe, steps, data, and a hash of the trained parameters."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trainer.average.items()):
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    lines = (out / "transformer" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines[-100:]]
+    shards = sorted((out / "pool").glob("shard-*.safetensors"))[: recipe["pool"]["shards"]]
+    return {
+        "recipe": recipe,
+        "steps": trainer.step,
+        "clips": sum(len(load_shard(path).captions) for path in shards),
+        "last_losses_mean": round(sum(losses) / len(losses), 4),
+        "text_encoder_accuracy": json.loads((out / "text_encoder" / "accuracy.json").read_text()),
+        "parameters_sha256": digest.hexdigest(),
+    }
+
+
+def _save_bf16(module: Any, folder: Path) -> None:
+    module.to(torch.bfloat16).save_pretrained(folder)
+
+
+def _save_whole(module: Any, folder: Path) -> None:
+    part = folder.with_name(folder.name + ".part")
+    module.save_pretrained(part)
+    part.rename(folder)
+
+
+def _logger(what: str) -> Callable[[int, float], None]:
+    def on_step(step: int, loss: float) -> None:
+        if step % 50 == 0:
+            log.info("%s: step %d, loss %.4f", what, step, loss)
+
+    return on_step
+
+
+def main() -> None:
+    """Command line of the module."""
+    parser = argparse.ArgumentParser(description="Train the embedded model from a seed.")
+    parser.add_argument("--out", type=Path, required=True, help="run folder, resumed if it exists")
+    parser.add_argument(
+        "--recipe", type=Path, help="TOML, by default presets/training/osp-mini.toml"
+    )
+    parser.add_argument("--until", default="export", help="last stage to run")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    torch.set_num_threads(options.threads)
+    make(options.out, load_recipe(options.recipe), options.until)
+
+
+if __name__ == "__main__":
+    main()
