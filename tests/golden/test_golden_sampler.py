@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from osp_cli.pipelines.flash_i2v import Conditions, FlashI2VPipeline, SamplingInputs
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.guidance import classifier_free_guidance, uses_guidance
 from osp_cli.sampling.latent_shift import project_first_frame, shift_latents
@@ -77,3 +78,32 @@ def test_run(transformer, inference_cutoff, name):
     assert latents.abs().mean().item() == pytest.approx(facts["final_abs_mean"], abs=TOLERANCE)
     assert len(calls) == facts["model_calls"]
     assert calls == pytest.approx(facts["timesteps_per_call"], abs=1000 * SIGMA_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_pipeline_makes_the_same_run(transformer, inference_cutoff, name):
+    facts, first = FACTS[name], TENSORS["in.start_frame_latents"]
+    guided = uses_guidance(facts["guidance_scale"])
+    conditions = Conditions(
+        cond=TENSORS["in.prompt_embeds"],
+        uncond=TENSORS["in.negative_prompt_embeds"] if guided else None,
+        first=first,
+        projected=project_first_frame(transformer, first),
+    )
+    inputs = SamplingInputs(
+        image=None,
+        prompt="",
+        negative_prompt="",
+        width=0,
+        height=0,
+        num_frames=0,
+        num_inference_steps=facts["steps"],
+        guidance_scale=facts["guidance_scale"],
+        shift=facts["shift"],
+        cutoff=(inference_cutoff, inference_cutoff),
+        seed=0,
+    )
+    pipeline = FlashI2VPipeline(transformer, vae=None, conditioner=None)
+    trajectory = [x for _, x in pipeline.sample(inputs, conditions, TENSORS["in.noise"])]
+    difference = (torch.stack(trajectory) - TENSORS[f"{name}.trajectory"]).abs().max().item()
+    assert difference <= TOLERANCE
