@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,9 +12,11 @@ import pytest
 
 import osp_cli
 from osp_cli import registry
+from osp_cli.cli.app import main
 from osp_cli.errors import InvalidRequestError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+README = (CHECKOUT / "README.md").read_text("utf-8")
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))
 
 
@@ -62,3 +65,24 @@ def test_no_torchvision_anywhere():
         assert not requirement.startswith("torchvision")
     for path in (CHECKOUT / "osp_cli").rglob("*.py"):
         assert "import torchvision" not in path.read_text("utf-8")
+
+
+def test_the_readme_names_only_files_that_are_there():
+    named = set(re.findall(r"presets/[\w./-]+", README))
+    assert len(named) >= 2
+    assert [name for name in sorted(named) if not (CHECKOUT / name).exists()] == []
+
+
+def test_the_readme_names_only_flags_that_exist(capsys):
+    assert main(["generate", "--help"]) == 0
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    section = README.split("## The dials")[1].split("## Tests")[0]
+    assert set(re.findall(r"--[a-z][a-z-]*", section)) <= known
+
+
+def test_the_readme_installs_the_tested_torch_and_runs_the_tests():
+    commands = re.findall(r"^python3 -m venv .*$", README, re.MULTILINE)
+    assert len(commands) == 2
+    assert all('pip install "torch==2.13.0"' in command for command in commands)
+    assert "osp generate presets/examples/" in commands[0]
+    assert commands[1].endswith("python -m pytest")
