@@ -3,8 +3,8 @@
 At this size a transform fitted in closed form beats a trained convolutional VAE by many decibels,
 so the code is a projection: the first frame in 16x16 blocks, every later group of four frames in
 16x16x4 blocks, 48 numbers each. Blocks are independent given the latents: encoding is causal, and
-decoding any part of a stream equals that part of the whole decode exactly. The refinement network sees single frames
-of the linear decode and removes block edges.
+decoding any part of a stream equals that part of the whole decode exactly. The refinement network
+sees single frames of the linear decode and removes block edges.
 
 The interface is the part of diffusers' `AutoencoderKLWan` that the runtime uses:
 `config.latents_mean/std`, `encode(x).latent_dist.mode()`, `decode(z).sample`.
@@ -175,7 +175,7 @@ class FrameRefinement(nn.Module):
         nn.init.zeros_(self.exit.bias)
 
     def forward(self, video: Tensor, latents: Tensor) -> Tensor:
-        """Refines `(batch, 3, frames, h, w)`, decoded from one latent frame `(batch, z, h', w')`."""
+        """Refines `(batch, 3, frames, h, w)` that one latent frame `(batch, z, ...)` gave."""
         batch, _, frames, height, width = video.shape
         images = video.transpose(1, 2).reshape(batch * frames, 3, height, width)
         low = F.pixel_unshuffle(images, 4)

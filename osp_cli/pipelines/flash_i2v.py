@@ -91,8 +91,9 @@ class FlashI2VPipeline:
         conditions = self.condition(inputs)
         yield StageFinished("condition", time.perf_counter() - started)
 
-        latents = noise = self.initial_noise(inputs)
-        for step, latents in self.sample(inputs, conditions, noise):
+        latents = self.initial_noise(inputs)
+        for step, after in self.sample(inputs, conditions, latents):
+            latents = after
             yield step
 
         yield StageStarted("decode")
