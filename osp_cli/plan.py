@@ -19,6 +19,7 @@ class Plan:
         num_frames: frames of the video, `4k + 1`.
         num_latent_frames: frames after the autoencoder's temporal compression.
         num_tokens: length of the transformer's sequence.
+        seed: of the noise.
         steps: sampler steps.
         guidance: scale of classifier-free guidance; above 1 each step runs the model twice.
         weights_bytes: of all components on disk.
@@ -33,6 +34,7 @@ class Plan:
     num_frames: int
     num_latent_frames: int
     num_tokens: int
+    seed: int
     steps: int
     guidance: float
     weights_bytes: int

@@ -28,15 +28,11 @@ class Display:
     """Tells the story of a run in short lines on stderr, where there is no terminal.
 
     Args:
-        seed: of the run; events do not carry it.
         verbose: also tell what each component took to load.
         now: seconds of a steady clock.
     """
 
-    def __init__(
-        self, *, seed: int, verbose: bool = False, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._seed = seed
+    def __init__(self, *, verbose: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         self._verbose = verbose
         self._now = now
         self._started = now()
@@ -84,7 +80,7 @@ class Display:
             case events.Planned(plan):
                 self.line(
                     f"{plan.model}: {plan.width}x{plan.height}, {plan.num_frames} frames, "
-                    f"{plan.steps} steps, seed {self._seed}, {plan.device} {plan.dtype}"
+                    f"{plan.steps} steps, seed {plan.seed}, {plan.device} {plan.dtype}"
                 )
             case events.Notice(message):
                 self.line(f"note: {message}")
@@ -120,10 +116,8 @@ class Display:
 class BarDisplay(Display):
     """The same on a terminal, with one live line below what was said before."""
 
-    def __init__(
-        self, *, seed: int, verbose: bool = False, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(seed=seed, verbose=verbose, now=now)
+    def __init__(self, *, verbose: bool = False, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(verbose=verbose, now=now)
         from rich.console import Console
 
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
@@ -194,11 +188,11 @@ def listen(run: Iterator[events.Event], display: Display | None, *, as_json: boo
             close()
 
 
-def open_display(*, seed: int, quiet: bool, verbose: bool, as_json: bool) -> Display | None:
+def open_display(*, quiet: bool, verbose: bool, as_json: bool) -> Display | None:
     """The display that fits stderr; None when nothing is to be said."""
     if quiet or sys.stderr is None:
         return None
     # JSON on the same screen would run through the live line.
     if console.is_terminal(sys.stderr) and not (as_json and console.is_terminal(sys.stdout)):
-        return BarDisplay(seed=seed, verbose=verbose)
-    return Display(seed=seed, verbose=verbose)
+        return BarDisplay(verbose=verbose)
+    return Display(verbose=verbose)

@@ -87,7 +87,7 @@ def generate(
     request = settled.request
     _refuse_early(request)
 
-    display = open_display(seed=request.seed, quiet=quiet, verbose=verbose, as_json=as_json)
+    display = open_display(quiet=quiet, verbose=verbose, as_json=as_json)
     if display is None:
         listen(_events(settled, started), None, as_json=as_json)
         return

@@ -59,6 +59,7 @@ def make_plan(
         num_frames=frames,
         num_latent_frames=latent_frames,
         num_tokens=tokens,
+        seed=request.seed,
         steps=request.num_inference_steps,
         guidance=request.guidance_scale,
         weights_bytes=stored,

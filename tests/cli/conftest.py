@@ -88,6 +88,7 @@ def story(request: GenerateRequest) -> Iterator[Event]:
         num_frames=request.num_frames,
         num_latent_frames=13,
         num_tokens=1456,
+        seed=request.seed,
         steps=2,
         guidance=request.guidance_scale,
         weights_bytes=20,

@@ -59,7 +59,7 @@ def show_a_run(shown: display.Display) -> None:
 
 def test_steps_are_told_every_ten_seconds_at_most(capsys):
     clock = Clock()
-    shown = display.Display(seed=1, now=clock)
+    shown = display.Display(now=clock)
     for step in range(1, 101):
         clock.seconds += 0.5
         shown.show(StepDone(step, 100, 0.5))
@@ -74,13 +74,13 @@ def test_steps_are_told_every_ten_seconds_at_most(capsys):
 
 
 def test_time_left_is_told_in_minutes(capsys):
-    display.Display(seed=1, now=iter([0.0, 99.0, 99.0]).__next__).show(StepDone(1, 50, 80.0))
+    display.Display(now=iter([0.0, 99.0, 99.0]).__next__).show(StepDone(1, 50, 80.0))
     assert capsys.readouterr().err == "step 1/50, 80.00 s/it, 65:20 left\n"
 
 
 def test_bar_tells_stages_pace_and_split(screen):
     terminal = screen(90)
-    show_a_run(display.BarDisplay(seed=1))
+    show_a_run(display.BarDisplay())
     text = terminal.getvalue()
     for part in ("load", "condition", "step 3/4", "30.00 s/it, 0:30 left", "save", "done in "):
         assert part in text
@@ -89,7 +89,7 @@ def test_bar_tells_stages_pace_and_split(screen):
 
 def test_bar_in_twenty_columns(screen):
     terminal = screen(20)
-    show_a_run(display.BarDisplay(seed=1))
+    show_a_run(display.BarDisplay())
     text = terminal.getvalue()
     assert "step 3/4" in text
     assert "s/it" not in text
@@ -98,7 +98,7 @@ def test_bar_in_twenty_columns(screen):
 def test_bar_without_color(screen, monkeypatch):
     terminal = screen(90)
     monkeypatch.setenv("NO_COLOR", "1")
-    show_a_run(display.BarDisplay(seed=1))
+    show_a_run(display.BarDisplay())
     assert "step 3/4" in terminal.getvalue()
     # Moving the cursor is fine; choosing a colour (30-37, 90-97, 38;...) is not.
     assert not any(f"\x1b[{code}" in terminal.getvalue() for code in ("3", "9", "1;3"))
@@ -110,18 +110,18 @@ def test_bar_only_on_a_terminal_that_can_move(screen, monkeypatch):
     assert isinstance(_open(), display.BarDisplay)
     monkeypatch.setenv("TERM", "dumb")
     assert not isinstance(_open(), display.BarDisplay)
-    assert display.open_display(seed=1, quiet=True, verbose=False, as_json=False) is None
+    assert display.open_display(quiet=True, verbose=False, as_json=False) is None
 
 
 def test_no_bar_where_json_shares_the_screen(screen, monkeypatch):
     screen(80)
     monkeypatch.setattr(sys, "stdout", Terminal())
-    shown = display.open_display(seed=1, quiet=False, verbose=False, as_json=True)
+    shown = display.open_display(quiet=False, verbose=False, as_json=True)
     assert not isinstance(shown, display.BarDisplay)
 
 
 def _open() -> display.Display | None:
-    return display.open_display(seed=1, quiet=False, verbose=False, as_json=False)
+    return display.open_display(quiet=False, verbose=False, as_json=False)
 
 
 def test_errors_are_colored_on_a_terminal_only(screen, monkeypatch, capsys):
