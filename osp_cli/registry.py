@@ -52,8 +52,8 @@ class ModelSpec:
         scale_factor_spatial: pixels per latent cell along each side.
         scale_factor_temporal: frames per latent frame after the first.
         latent_channels: of the autoencoder.
-        image_token_pool: latents averaged per edge of an image token (Eq. 3), where the
-            conditioner has any.
+        image_token_patch: edge of the square of latents in an image token (Eq. 3), where
+            the conditioner has any.
         image_token_positions: image tokens carry sine coordinates.
         has_latent_shifting: the model shifts latents by phi of the first frame (Eq. 16).
         defaults: values for what the user leaves out, by field name of the request; what
@@ -82,7 +82,7 @@ class ModelSpec:
     scale_factor_temporal: int
     latent_channels: int
     has_latent_shifting: bool
-    image_token_pool: int
+    image_token_patch: int
     image_token_positions: bool
     defaults: dict[str, int | float | str]
     dtypes: dict[str, str]
@@ -363,7 +363,7 @@ def _model_spec(path: Path) -> ModelSpec:
     card = _read(path)
     geometry = card.table("geometry")
     dtypes = card.table("dtypes")
-    image_tokens = card.settings("image_tokens", {"pool": int, "positions": bool})
+    image_tokens = card.settings("image_tokens", {"patch": int, "positions": bool})
     spec = ModelSpec(
         name=_named(card, path),
         title=card.text("title"),
@@ -378,7 +378,7 @@ def _model_spec(path: Path) -> ModelSpec:
         max_sequence_length=card.count("max_sequence_length"),
         style_prompt=card.text("style_prompt", STYLE_PROMPTS),
         has_latent_shifting=card.boolean("has_latent_shifting"),
-        image_token_pool=image_tokens.get("pool", 1),
+        image_token_patch=image_tokens.get("patch", 1),
         image_token_positions=image_tokens.get("positions", False),
         sizes=geometry.sizes("sizes"),
         default_size=geometry.size("default_size"),

@@ -28,7 +28,7 @@ class QwenVLConditioner:
         image_adapter: f_img of Eq. 4; None leaves the visual branch out, as the release does.
         max_sequence_length: Rows L' of the semantic branch, template and picture included.
         template: Chat turn with `{image}` and `{prompt}`.
-        image_token_pool: Latents averaged per edge of an image token, see `image_tokens`.
+        image_token_patch: Edge of the square of latents in an image token, see `image_tokens`.
         image_token_positions: Whether image tokens carry sine coordinates.
     """
 
@@ -42,7 +42,7 @@ class QwenVLConditioner:
         *,
         max_sequence_length: int = 1024,
         template: str = USER_TEMPLATE,
-        image_token_pool: int = 1,
+        image_token_patch: int = 1,
         image_token_positions: bool = False,
     ) -> None:
         self.model = getattr(model, "model", model)
@@ -51,7 +51,7 @@ class QwenVLConditioner:
         self.adapter = adapter
         self.image_adapter = image_adapter
         self.max_sequence_length = max_sequence_length
-        self.image_token_pool = image_token_pool
+        self.image_token_patch = image_token_patch
         self.image_token_positions = image_token_positions
         self._head, self._tail = split_template(template)
         self._control_tokens = tuple(tokenizer.get_added_vocab())
@@ -142,7 +142,7 @@ class QwenVLConditioner:
         if image_latents is None or self.image_adapter is None:
             return mapped
         tokens = image_tokens(
-            image_latents, pool=self.image_token_pool, positions=self.image_token_positions
+            image_latents, patch=self.image_token_patch, positions=self.image_token_positions
         )
         image_mapped = self.image_adapter(tokens)
         if keep_image_tokens is not None:

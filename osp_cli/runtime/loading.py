@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from osp_cli.conditioning.base import Conditioner
 from osp_cli.errors import CheckpointError, RuntimeFailureError
 from osp_cli.events import Loaded
-from osp_cli.models.state_dict import load_adapter, load_autoencoder, load_transformer
+from osp_cli.models.state_dict import (
+    fill,
+    load_adapter,
+    load_autoencoder,
+    load_transformer,
+    read_state_dict,
+)
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
@@ -59,7 +67,10 @@ def load_components(spec: ModelSpec, plan: Plan, folder: Path) -> Iterator[Loade
     parts: dict[str, Any] = {}
     for name, load in loaders.items():
         started = time.perf_counter()
-        part = load()
+        try:
+            part = load()
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"the {name} in {folder} cannot be loaded: {error}") from error
         if name != "conditioner":
             part = part.to(device)
         parts[name] = part
@@ -80,12 +91,19 @@ def _load_transformer(spec: ModelSpec, plan: Plan, folder: Path) -> FlashI2VTran
 def _load_vae(spec: ModelSpec, folder: Path) -> Any:
     dtype = _DTYPES[spec.dtypes["vae"]]
     if spec.vae_class == "AutoencoderLinear":
-        from osp_cli.models.autoencoder_linear import AutoencoderLinear
-
-        return AutoencoderLinear.from_pretrained(
-            folder / "vae", dtype=dtype, local_files_only=True
-        ).eval()
+        return _load_linear_vae(folder / "vae", dtype)
     return load_autoencoder(folder / "vae", dtype=dtype)
+
+
+def _load_linear_vae(folder: Path, dtype: torch.dtype) -> Any:
+    from osp_cli.models.autoencoder_linear import AutoencoderLinear
+
+    config = AutoencoderLinear.load_config(folder, local_files_only=True)
+    with init_empty_weights():
+        model = AutoencoderLinear.from_config(config)
+    # Not `from_pretrained`, which leaves a missing weight empty without a word.
+    fill(model, read_state_dict(folder), folder, dtype=dtype)
+    return model.eval()
 
 
 def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Conditioner:
@@ -96,9 +114,7 @@ def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Co
         from osp_cli.conditioning.umt5 import UMT5Conditioner
 
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = UMT5EncoderModel.from_pretrained(
-            folder / "text_encoder", dtype=dtype, local_files_only=True
-        )
+        encoder = _load_complete(UMT5EncoderModel, folder / "text_encoder", dtype)
         return UMT5Conditioner(tokenizer, encoder.eval().to(device), spec.max_sequence_length)
     if spec.conditioner == "qwen2.5-vl":
         return _load_qwen(spec, folder, device, dtype)
@@ -117,7 +133,7 @@ def _load_qwen(
     from osp_cli.conditioning.vlm import QwenVLConditioner
 
     source = folder / "text_encoder"
-    model = Qwen2_5_VLModel.from_pretrained(source, dtype=dtype, local_files_only=True)
+    model = _load_complete(Qwen2_5_VLModel, source, dtype)
     visual = folder / "image_adapter"
     return QwenVLConditioner(
         model.eval().to(device),
@@ -126,6 +142,24 @@ def _load_qwen(
         load_adapter(folder / "adapter", dtype=dtype).to(device),
         load_adapter(visual, dtype=dtype).to(device) if visual.is_dir() else None,
         max_sequence_length=spec.max_sequence_length,
-        image_token_pool=spec.image_token_pool,
+        image_token_patch=spec.image_token_patch,
         image_token_positions=spec.image_token_positions,
     )
+
+
+def _load_complete(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """A model of transformers, every weight of which is in the folder.
+
+    The library alone would give random numbers to a missing one, and only log that. Weights left
+    over are its business: a folder of the hub may hold a head that is not needed here.
+    """
+    model, found = model_class.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"the weights in {folder} do not fit {model_class.__name__}: "
+            f"{len(missing)} missing: {', '.join(missing[:20])}"
+        )
+    return model

@@ -2,8 +2,8 @@
 
 A step looks at a few latent frames of a clip, at their true places in time, rather than at all
 thirteen: every frame of a clip is nearly determined by the picture, the prompt and its place, so
-    the same compute sees
-three times as many clips. The last part of the run uses whole clips, which is what sampling does.
+the same compute sees two to three times as many clips. The last part of the run uses whole clips,
+which is what sampling does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.latent_projector import LatentProjector
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
@@ -36,10 +37,10 @@ GEOMETRY = {
     "position_channels": 24,
     "rope_max_seq_len": 256,
 }
-# With N latent frames that share phi(s) = -k s but not their noise, s is known at t = 1 up to a
-# variance of 1 / (1 + N k^2), and the velocity up to (k + 1)^2 / (1 + N k^2): 0.17 for k = 2 and
-# 0.12 for k = 4 at N = 13, but 0.53 and 0.38 at N = 4. Hence this gain, and no fewer than 5 frames.
-PROJECTION_GAIN = 4.0
+# Where image tokens are dropped, N latent frames share phi(s) = -k s but not their noise: s is then
+# known at t = 1 up to a variance of 1 / (1 + N k^2). With k = 2 and 13 frames that is 17 dB below the
+# picture, and no fewer than 5 frames are ever shown. A larger k would leave the cutoff nothing to do.
+PROJECTION_GAIN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Mixture:
         batch_size: samples in a step of four frames; longer ones take fewer.
         caption_drop: share of samples with an empty prompt (paper: 0.1).
         image_token_drop: share without image tokens, so that they do not become the leak.
+        image_token_blur: share whose image tokens lack detail, for the same reason.
         cutoff: range of the cutoff percentile (paper: U[0.05, 0.95]).
         continuation: share of steps that continue a clean context, without any image condition.
         text_to_video: share of steps with neither context nor image.
@@ -59,7 +61,8 @@ class Mixture:
 
     batch_size: int = 12
     caption_drop: float = 0.1
-    image_token_drop: float = 0.45
+    image_token_drop: float = 0.25
+    image_token_blur: float = 0.2
     cutoff: tuple[float, float] = (0.05, 0.95)
     continuation: float = 0.12
     text_to_video: float = 0.02
@@ -201,8 +204,11 @@ class DitObjective:
         low, high = self.mixture.cutoff
         cutoff = low + (high - low) * torch.rand(count, generator=generator)
         features = fourier_features(batch.first, cutoff, len(indices))
-        keep = torch.rand(count, generator=generator) >= self.mixture.image_token_drop
-        context = self.conditioner.project(batch.states, batch.mask, batch.first, keep)
+        chance = torch.rand(count, generator=generator)
+        keep = chance >= self.mixture.image_token_drop
+        sharp = chance >= self.mixture.image_token_drop + self.mixture.image_token_blur
+        shown = torch.where(sharp.reshape(-1, 1, 1, 1, 1), batch.first, blur_latents(batch.first))
+        context = self.conditioner.project(batch.states, batch.mask, shown, keep)
         sigmas = logit_normal_sigmas(generator, count, 0.4, 1.2)
 
         def velocity(noisy: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from osp_cli.conditioning.image_tokens import POSITION_FEATURES
 from osp_cli.conditioning.vlm import QwenVLConditioner, multimodal_states
 from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.procedural.motions import CAMERA_MOTIONS, SCENE_MOTIONS, SPEEDS
@@ -43,6 +44,8 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# As `multimodal_states` takes them.
+_ModelInputs = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 _CLASSES = {
     "camera": (None, *CAMERA_MOTIONS),
     "scene": (None, *SCENE_MOTIONS),
@@ -198,7 +201,7 @@ def pretrain(
 
 def _batches(
     conditioner: QwenVLConditioner, pictures: Tensor, rng: random.Random, batch_size: int
-) -> Iterator[tuple[list[Tensor], Tensor, dict[str, Tensor], Tensor | None]]:
+) -> Iterator[tuple[_ModelInputs, Tensor, dict[str, Tensor], Tensor | None]]:
     """Endless sentences, every other batch with pictures of one shape."""
     step = 0
     while True:
@@ -243,8 +246,8 @@ def new_conditioner(seed: int, text_dim: int = 256) -> QwenVLConditioner:
         tokenizer,
         build_image_processor(),
         FeatureAdapter(128, text_dim, text_dim),
-        FeatureAdapter(48 + 12, text_dim, text_dim),
+        FeatureAdapter(4 * 48 + POSITION_FEATURES, text_dim, text_dim),
         max_sequence_length=MAX_SEQUENCE_LENGTH,
-        image_token_pool=4,
+        image_token_patch=2,
         image_token_positions=True,
     )

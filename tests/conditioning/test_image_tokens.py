@@ -1,4 +1,4 @@
-"""Image tokens (paper, Eq. 3), blurred by pooling."""
+"""Image tokens (paper, Eq. 3): patches of latents with their places."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osp_cli.conditioning.image_tokens import POSITION_FEATURES, image_tokens
+from osp_cli.conditioning.image_tokens import POSITION_FEATURES, blur_latents, image_tokens
 
-sizes = st.integers(1, 9)
+sizes = st.integers(1, 5)
 
 
 @settings(deadline=None, max_examples=50)
-@given(sizes, sizes, st.integers(1, 5))
-def test_each_token_is_the_mean_of_its_square(height, width, pool):
-    latents = torch.arange(2.0 * height * width).view(1, 2, 1, height, width).sin()
-    got = image_tokens(latents, pool=pool)
+@given(sizes, sizes, st.integers(1, 3))
+def test_each_token_holds_its_square_channel_by_channel(rows, columns, patch):
+    height, width = rows * patch, columns * patch
+    latents = torch.arange(2.0 * height * width).view(1, 2, 1, height, width)
+    got = image_tokens(latents, patch=patch)
     squares = [
-        latents[0, :, 0, y : y + pool, x : x + pool].mean(dim=(1, 2))
-        for y in range(0, height, pool)
-        for x in range(0, width, pool)
+        latents[0, :, 0, y : y + patch, x : x + patch].flatten()
+        for y in range(0, height, patch)
+        for x in range(0, width, patch)
     ]
-    torch.testing.assert_close(got[0], torch.stack(squares))
-
-
-def test_pooling_by_one_changes_nothing():
-    latents = torch.randn(2, 3, 1, 4, 5)
-    assert torch.equal(image_tokens(latents), latents[:, :, 0].flatten(2).transpose(1, 2))
+    assert torch.equal(got[0], torch.stack(squares))
 
 
 @settings(deadline=None, max_examples=50)
-@given(sizes, sizes, st.integers(1, 5))
-def test_positions_tell_the_tokens_apart(height, width, pool):
-    latents = torch.zeros(2, 3, 1, height, width)
-    got = image_tokens(latents, pool=pool, positions=True)
-    assert got.shape[-1] == 3 + POSITION_FEATURES
-    assert len(got[0].unique(dim=0)) == got.shape[1]
+@given(sizes, sizes, st.integers(1, 3))
+def test_positions_tell_the_tokens_apart(rows, columns, patch):
+    latents = torch.zeros(2, 3, 1, rows * patch, columns * patch)
+    got = image_tokens(latents, patch=patch, positions=True)
+    assert got.shape[-1] == 3 * patch**2 + POSITION_FEATURES
+    assert len(got[0].unique(dim=0)) == got.shape[1] == rows * columns
     assert torch.equal(got[0], got[1])
 
 
-def test_detail_below_the_pool_does_not_pass():
+def test_blur_keeps_colour_and_loses_detail():
     checks = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 4).view(1, 1, 1, 8, 8)
-    assert not image_tokens(checks, pool=2).any()
+    torch.testing.assert_close(blur_latents(checks + 3), torch.full_like(checks, 3.0))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 4), (1, 3, 2, 4, 4)])
@@ -51,6 +47,7 @@ def test_one_latent_frame_is_needed(shape):
         image_tokens(torch.zeros(shape))
 
 
-def test_an_impossible_pool_is_refused():
-    with pytest.raises(ValueError, match="at least 1"):
-        image_tokens(torch.zeros(1, 3, 1, 4, 4), pool=0)
+@pytest.mark.parametrize("patch", [0, 3])
+def test_squares_must_tile_the_frame(patch):
+    with pytest.raises(ValueError, match="do not tile"):
+        image_tokens(torch.zeros(1, 3, 1, 4, 4), patch=patch)

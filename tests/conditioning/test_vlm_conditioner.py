@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from osp_cli.conditioning.image_tokens import image_tokens
+from osp_cli.conditioning.image_tokens import POSITION_FEATURES, image_tokens
 from osp_cli.conditioning.prompts import QWEN_TEMPLATE
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.adapter import FeatureAdapter
@@ -18,9 +18,9 @@ def make(vlm, tokenizer, image_processor):
     def build(**settings):
         torch.manual_seed(1)
         settings = {
-            "image_adapter": FeatureAdapter(3 + 12, 10, 6),
+            "image_adapter": FeatureAdapter(4 * 3 + POSITION_FEATURES, 10, 6),
             "max_sequence_length": LENGTH,
-            "image_token_pool": 2,
+            "image_token_patch": 2,
             "image_token_positions": True,
             **settings,
         }
@@ -46,7 +46,7 @@ def test_the_sequence_is_language_then_picture(make, pictures, image_latents):
     states, mask = conditioner.hidden_states(prompts, pictures)
     got = conditioner.encode(prompts, images=pictures, image_latents=image_latents)
     language = conditioner.adapter(states) * mask[..., None]
-    tokens = image_tokens(image_latents, pool=2, positions=True)
+    tokens = image_tokens(image_latents, patch=2, positions=True)
     assert got.shape == (2, LENGTH + 2 * 3, 6)
     assert torch.equal(got[:, :LENGTH], language)
     assert torch.equal(got[:, LENGTH:], conditioner.image_adapter(tokens))
