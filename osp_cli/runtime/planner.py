@@ -12,9 +12,8 @@ from osp_cli.requests import GenerateRequest
 _DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # Python, torch and the libraries themselves.
 _BASE_BYTES = 500 * 2**20
-# Hidden states, attention and feed-forward of one pass, per token and unit of width; and the
-# decoder's # full-resolution intermediates, per output pixel. Both are upper ends of what was
-# measured.
+# Hidden states, attention and feed-forward of one pass, per token; and the decoder's
+# full-resolution intermediates, per output pixel. Both are upper ends of what was measured.
 _BYTES_PER_TOKEN = 60_000
 _BYTES_PER_PIXEL = 3 * 4 * 4
 

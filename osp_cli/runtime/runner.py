@@ -23,7 +23,7 @@ from osp_cli.events import (
     StepDone,
 )
 from osp_cli.media.image import LoadedImage, choose_bucket, cover_resize_crop, load_image
-from osp_cli.media.sinks import VideoSink
+from osp_cli.media.sinks import VideoSink, check_video_output
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline, SamplingInputs
 from osp_cli.plan import Plan
 from osp_cli.requests import GenerateRequest
@@ -50,10 +50,13 @@ def run(request: GenerateRequest) -> Iterator[Event]:
                 timings["sample"] = timings.get("sample", 0.0) + event.seconds
             if not isinstance(event, FramesReady):
                 yield event
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        elsewhere = "" if resolve_device(request.device).type == "cpu" else ", or --device cpu"
         raise WontFitError(
             f"{request.model} ran out of memory",
-            hint="use fewer --frames, a smaller --size, or --device cpu",
+            hint=f"use fewer --frames or a smaller --size{elsewhere}",
         ) from error
     finally:
         gc.collect()
@@ -62,8 +65,16 @@ def run(request: GenerateRequest) -> Iterator[Event]:
     yield Done(time.perf_counter() - started, timings)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a class for it; the CPU and MPS say it in the words of a RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+
+
 def _run(request: GenerateRequest) -> Iterator[Event]:
     spec = request.spec
+    check_video_output(request.output, overwrite=request.overwrite)
     weights = spec.weights_dir()
     loaded = load_image(request.image) if request.image is not None else None
     size = _choose_size(request, loaded)
