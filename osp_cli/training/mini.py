@@ -1,10 +1,9 @@
 """Makes the embedded model from nothing but a seed: `python -m osp_cli.training.mini --out FOLDER`.
 
-Stages in order, each skipped when its result is there, so a stopped run goes on where it was:
-    `codec` (fit
-the transform, train its refinement), `pool` (render and encode clips), `text_encoder` (teach the
-tiny Qwen2.5-VL its words), `transformer` (Eq. 22 and continuation), `export` (the folder that
-ships).
+Stages in order: `codec` (fit the transform, train its refinement), `pool` (render and encode
+clips), `text_encoder` (teach the tiny Qwen2.5-VL its words), `transformer` (Eq. 22 and
+continuation), `export` (the folder that ships). Each but the last is skipped when its result is
+there, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -38,6 +37,8 @@ from osp_cli.training.trainer import LoopSettings, Trainer
 
 log = logging.getLogger("osp.training")
 
+STAGES = ("codec", "pool", "text_encoder", "transformer", "export")
+
 
 def load_recipe(path: Path | None = None) -> dict[str, Any]:
     """The recipe's numbers; by default those of `presets/training/osp-mini.toml`."""
@@ -46,16 +47,16 @@ def load_recipe(path: Path | None = None) -> dict[str, Any]:
 
 
 def make(out: Path, recipe: dict[str, Any], until: str = "export") -> Path:
-    """Runs the stages up to `until`; returns the folder to ship, `out / "osp-mini"`."""
-    stages: dict[str, Callable[[Path, dict[str, Any]], None]] = {
-        "codec": make_codec,
-        "pool": make_pool,
-        "text_encoder": make_text_encoder,
-        "transformer": make_transformer,
-        "export": export,
-    }
+    """Runs the stages up to `until`; returns the folder to ship, `out / "osp-mini"`.
+
+    Raises:
+        ValueError: `until` is not one of `STAGES`.
+    """
+    if until not in STAGES:
+        raise ValueError(f"the stages are {', '.join(STAGES)}, got {until!r}")
+    stages = (make_codec, make_pool, make_text_encoder, make_transformer, export)
     out.mkdir(parents=True, exist_ok=True)
-    for name, stage in stages.items():
+    for name, stage in zip(STAGES, stages, strict=True):
         log.info("stage %s", name)
         stage(out, recipe)
         if name == until:
@@ -68,10 +69,12 @@ def make_codec(out: Path, recipe: dict[str, Any]) -> None:
     if (out / "vae").exists():
         return
     seed = recipe["seed"]
-    model = fit_transform(AutoencoderLinear(), seed + 99, recipe["codec"]["canvases"])
+    if not (out / "transform").exists():
+        torch.manual_seed(seed)  # the refinement's first weights
+        model = fit_transform(AutoencoderLinear(), seed + 99, recipe["codec"]["canvases"])
+        _save_whole(model.to(torch.bfloat16).float(), out / "transform")
     # The pool and the shipped model must agree to the bit, so both see the stored precision.
-    model = model.to(torch.bfloat16).float()
-    _save_whole(model, out / "transform")
+    model = AutoencoderLinear.from_pretrained(out / "transform").float()
     train_refinement(model, seed, recipe["codec"]["refinement_steps"], _logger("refinement"))
     _save_whole(model.to(torch.bfloat16), out / "vae")
 
@@ -109,6 +112,8 @@ def make_text_encoder(out: Path, recipe: dict[str, Any]) -> None:
 def make_transformer(out: Path, recipe: dict[str, Any]) -> None:
     """`out/transformer`: the trainer's folder."""
     trainer, objective = _trainer(out, recipe)
+    if trainer.step >= trainer.settings.steps:
+        return
     objective.pool.load(out / "pool", recipe["pool"]["shards"])
     for report in trainer.run(objective):
         if report.step % 20 == 0:
@@ -208,7 +213,7 @@ def main() -> None:
     parser.add_argument(
         "--recipe", type=Path, help="TOML, by default presets/training/osp-mini.toml"
     )
-    parser.add_argument("--until", default="export", help="last stage to run")
+    parser.add_argument("--until", default="export", choices=STAGES, help="last stage to run")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
