@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from osp_cli.errors import InvalidRequestError
+from osp_cli.errors import CheckpointError, InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class Trainer:
 
     Raises:
         InvalidRequestError: the folder holds a run with other settings (the seed or the rates).
+        CheckpointError: it holds a run of other modules; the parameters are named.
     """
 
     def __init__(
@@ -197,6 +198,7 @@ class Trainer:
                     hint="use the same settings or another folder",
                 )
         tensors = load_file(path)
+        self._check_parameters(tensors)
         with torch.no_grad():
             for key, parameter in self.parameters.items():
                 parameter.copy_(tensors[f"parameter/{key}"])
@@ -209,3 +211,24 @@ class Trainer:
                     state.setdefault(int(index), {})[name] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.step = int(metadata["step"])
+
+    def _check_parameters(self, tensors: dict[str, Tensor]) -> None:
+        """Refuses a checkpoint of other modules, whose numbers would not mean the same here."""
+        prefix = "parameter/"
+        held = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        misshapen = {
+            key
+            for key, parameter in self.parameters.items()
+            if key in held and held[key].shape != parameter.shape
+        }
+        problems = [
+            f"{kind} {', '.join(sorted(names)[:20])}"
+            for kind, names in (
+                ("without", self.parameters.keys() - held.keys()),
+                ("with unknown", held.keys() - self.parameters.keys()),
+                ("with another shape of", misshapen),
+            )
+            if names
+        ]
+        if problems:
+            raise CheckpointError(f"{self.folder} holds a run {'; '.join(problems)}")
