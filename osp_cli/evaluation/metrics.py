@@ -23,6 +23,8 @@ def mean_motion(frames: Frames) -> float:
     Args:
         frames: `(frames, height, width, 3)` uint8.
     """
+    if len(frames) < 2:
+        return 0.0
     video = frames.astype(np.float32)
     return float(np.abs(video[1:] - video[:-1]).mean())
 

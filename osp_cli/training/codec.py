@@ -102,8 +102,7 @@ def train_refinement(
     """Trains the refinement on clips it has not been fitted to.
 
     Loss: squared and absolute error and absolute error of gradients. Latents carry a little noise,
-        since a
-    sampled clip's latents do. Half of the pictures are unstyled: photographs matter most.
+    since a sampled clip's latents do. A third of the pictures are unstyled.
     """
     assert model.refinement is not None
     for parameter in model.parameters():
@@ -123,7 +122,7 @@ def train_refinement(
         left = int(torch.randint(0, 16, (1,), generator=generator, device=device)) * 16
         crop = video[:, :, :, top : top + 128, left : left + 128]
         with torch.no_grad():
-            z = model.encode(crop).latent_dist.mode()
+            z = model.encode(crop, return_dict=False)[0].mode()
             z = z + 0.02 * std * torch.randn(z.shape, generator=generator, device=device)
             linear = model.decode_linear(z)
         # The first frame and one group of four, as decode() meets them.

@@ -1,8 +1,8 @@
 """The embedded model's training pool: rendered clips, already encoded, with their captions.
 
 A shard holds a few canvases seen many ways: several motions, several styles, mirrored or not.
-    Everything
-follows from (seed, shard number), so a pool can be rendered again, on any machine, in any order.
+Everything follows from (seed, shard number), so a pool can be rendered again, on any machine, in
+any order.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def render_shard(
     scenes = make_canvases(
         generator, canvases, int(height * CANVAS_MARGIN), int(width * CANVAS_MARGIN)
     )
-    latents, first, pictures, captions = [], [], [], []
+    latents: list[Tensor] = []
+    first: list[Tensor] = []
+    pictures: list[Tensor] = []
+    captions: list[dict[str, str | None]] = []
     times = torch.arange(CLIP_FRAMES)
     for index in range(canvases * clips_per_canvas):
         canvas = scenes[index // clips_per_canvas]
