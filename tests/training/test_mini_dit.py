@@ -1,0 +1,404 @@
+"""The transformer's start and its objective: what each kind of step sees, and only that."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+from osp_cli.models.latent_projector import LatentProjector
+from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+from osp_cli.sampling.latent_shift import project_first_frame
+from osp_cli.training.mini_data import Shard, save_shard
+from osp_cli.training.mini_dit import (
+    GEOMETRY,
+    PROJECTION_GAIN,
+    DitObjective,
+    Mixture,
+    Pool,
+    is_block_matrix,
+    new_transformer,
+    start_as_identity,
+)
+from osp_cli.training.mini_vlm import MAX_SEQUENCE_LENGTH, new_conditioner
+
+TINY = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 48,
+    "out_channels": 48,
+    "text_dim": 24,
+    "freq_dim": 16,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "projection_channels": 96,
+    "position_channels": 6,
+    "rope_max_seq_len": 64,
+}
+FRAMES, ROWS, COLUMNS = 13, 2, 4
+TOKENS = ROWS * COLUMNS // 4  # of one latent frame
+
+
+# --- the start -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conv3x3x3", [False, True])
+@pytest.mark.parametrize(("gain", "hidden"), [(1.0, 8), (2.0, 11), (4.0, 8)])
+def test_phi_starts_as_the_scaled_negative_picture(conv3x3x3, gain, hidden):
+    torch.manual_seed(0)
+    projector = LatentProjector(4, hidden, conv3x3x3)
+    start_as_identity(projector, gain)
+    first_frame = 3 * torch.randn(2, 4, 1, 5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            projector(first_frame), -gain * first_frame, atol=1e-5, rtol=1e-5
+        )
+    # It is a start, not a constant: every weight that matters can move.
+    projector(first_frame).square().mean().backward()
+    for parameter in projector.parameters():
+        assert parameter.grad is not None
+    assert projector.proj[0].weight.grad.abs().max() > 0
+
+
+def test_the_identity_needs_two_hidden_channels_for_each():
+    with pytest.raises(ValueError, match="needs 8 projection channels"):
+        start_as_identity(LatentProjector(4, 7), 1.0)
+
+
+def test_the_new_model_carries_the_picture_in_phi():
+    model = new_transformer(1, TINY)
+    first = torch.randn(1, 48, 1, 4, 4)
+    with torch.no_grad():
+        projected = project_first_frame(model, first)
+    torch.testing.assert_close(projected, -PROJECTION_GAIN * first, atol=1e-4, rtol=1e-4)
+
+
+def test_noise_passes_through_from_the_first_step():
+    # Wide enough to hold a patch whole: 2 x 2 cells of 4 channels in 24.
+    model = new_transformer(1, {**TINY, "in_channels": 4, "out_channels": 4})
+    noise = torch.randn(2, 4, 3, 4, 6)
+    embedding = model.patch_embedding
+    patches = torch.nn.functional.conv3d(noise, embedding.weight, None, stride=(1, 2, 2))
+    out = model.proj_out(patches.permute(0, 2, 3, 4, 1))
+    # Wan's own way from tokens back to latents.
+    out = out.reshape(2, 3, 2, 3, 1, 2, 2, 4).permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(noise.shape)
+    torch.testing.assert_close(out, 0.4 * noise, atol=1e-5, rtol=1e-4)
+
+
+def test_the_new_model_predicts_some_of_the_noise_before_any_training():
+    model = new_transformer(1, {**TINY, "in_channels": 4, "out_channels": 4, "position_channels": 0})
+    noise = torch.randn(2, 4, 3, 4, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        velocity = model(noise, torch.tensor([900.0, 900.0]), torch.zeros(2, 3, 24)).sample
+    together = torch.corrcoef(torch.stack([velocity.flatten(), noise.flatten()]))[0, 1]
+    assert together > 0.5
+
+
+def test_a_model_follows_from_its_seed():
+    one, same, other = (new_transformer(seed, TINY) for seed in (1, 1, 2))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name])
+    assert not torch.equal(one.proj_out.weight, other.proj_out.weight)
+
+
+def test_the_embedded_geometry_fits_its_budget():
+    with torch.device("meta"):
+        model = FlashI2VTransformer3DModel(**GEOMETRY)
+    # All embedded weights together stay below 32 MB in bf16.
+    assert 2 * sum(p.numel() for p in model.parameters()) < 28e6
+    assert GEOMETRY["projection_channels"] >= 2 * GEOMETRY["in_channels"]
+
+
+def test_muon_gets_the_matrices_of_the_blocks_and_nothing_else():
+    model = new_transformer(1, TINY)
+    named = {f"transformer.{name}": p for name, p in model.named_parameters()}
+    chosen = {name for name, p in named.items() if is_block_matrix(name, p)}
+    for name, parameter in named.items():
+        expected = ".blocks." in name and name.endswith("weight") and parameter.ndim == 2
+        assert (name in chosen) == expected, name
+    assert len(chosen) == 2 * 10  # query, key, value, output of two attentions, two of the MLP
+
+
+# --- the objective ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def conditioner():
+    return new_conditioner(1, TINY["text_dim"])
+
+
+def new_shard(seed, clips=4):
+    """Unstyled and styled clips in turn; every latent of a clip tells which one it is."""
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(clips, 48, FRAMES, ROWS, COLUMNS, generator=generator)
+    styled = torch.arange(clips) % 2 == 1
+    latents[styled] += 100.0
+    return Shard(
+        latents.bfloat16(),
+        torch.randn(clips, 48, 1, ROWS, COLUMNS, generator=generator).bfloat16(),
+        torch.randint(0, 256, (clips, 3, 56, 112), generator=generator).to(torch.uint8),
+        [
+            {"prompt": f"pan left {k}", "style": "ink" if flag else None, "camera": "pan-left",
+             "scene": None, "speed": "normal"}
+            for k, flag in enumerate(styled.tolist())
+        ],
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pool(conditioner, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    pool = Pool(conditioner)
+    for number in range(2):
+        save_shard(new_shard(number), folder / f"shard-{number:05d}.safetensors")
+    assert pool.load(folder, 1) == 4
+    # Shards already loaded are not loaded again.
+    assert pool.load(folder) == 8
+    assert pool.load(folder) == 8
+    assert len(pool.shards) == len(pool.states) == 2
+    return pool
+
+
+@pytest.fixture
+def objective(conditioner, pool):
+    mixture = Mixture(batch_size=4)
+    return DitObjective(new_transformer(1, TINY), conditioner, pool, mixture, seed=5, steps=100)
+
+
+@pytest.fixture
+def watched(objective, monkeypatch):
+    """What the model is given, call by call."""
+    calls = []
+    genuine = objective.model.forward
+
+    def forward(hidden_states, timestep, context, features, *, frame_indices, return_dict):
+        calls.append((hidden_states.detach(), timestep, context, features, frame_indices))
+        return genuine(
+            hidden_states,
+            timestep,
+            context,
+            features,
+            frame_indices=frame_indices,
+            return_dict=return_dict,
+        )
+
+    monkeypatch.setattr(objective.model, "forward", forward)
+    return calls
+
+
+def only(objective, kind):
+    """The same objective with nothing but one kind of step."""
+    share = {"continuation": 0.0, "text_to_video": 0.0}
+    if kind in share:
+        share[kind] = 1.0
+    objective.mixture = replace(objective.mixture, **share)
+    return objective
+
+
+def test_a_step_follows_from_its_number(objective):
+    torch.manual_seed(1)
+    losses = [objective(step).item() for step in range(4)]
+    torch.manual_seed(2)
+    assert [objective(step).item() for step in (3, 1)] == [losses[3], losses[1]]
+    assert len(set(losses)) == 4
+
+
+def test_kinds_of_steps_come_in_their_shares(objective, monkeypatch):
+    kinds = Counter()
+    for kind in ("_image_to_video", "_continuation", "_text_to_video"):
+        monkeypatch.setattr(objective, kind, lambda *_, kind=kind: kinds.update([kind]))
+    objective.mixture = replace(objective.mixture, continuation=0.3, text_to_video=0.2)
+    for step in range(1000):
+        objective(step)
+    assert kinds["_continuation"] / 1000 == pytest.approx(0.3, abs=0.05)
+    assert kinds["_text_to_video"] / 1000 == pytest.approx(0.2, abs=0.05)
+    assert kinds["_image_to_video"] / 1000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_image_step_is_shifted_and_guided(objective, watched, pool, monkeypatch):
+    seen = {}
+    genuine = objective._draw
+
+    def draw(*args):
+        seen["batch"] = genuine(*args)
+        return seen["batch"]
+
+    monkeypatch.setattr(objective, "_draw", draw)
+    only(objective, "image_to_video")
+    for step in range(8):
+        objective(step)
+        hidden, timestep, context, features, indices = watched[-1]
+        batch = seen["batch"]
+        frames = hidden.shape[2]
+        assert 5 <= frames <= 8
+        assert features.shape == hidden.shape
+        # One magnitude for all frames: of the first frame, and not of the clip.
+        assert torch.equal(features, features[:, :, :1].expand_as(features))
+        assert features.min() >= 0
+        assert features.mean() > 0.01
+        assert timestep.shape == (len(hidden),)
+        assert 0 < timestep.min() < timestep.max() < 1000
+        # What is left without the noise's share is the clip's share and the shift.
+        sigma = (timestep / 1000).reshape(-1, 1, 1, 1, 1)
+        phi = project_first_frame(objective.model, batch.first)
+        clean = batch.latents[:, :, indices].float()
+        noise = (hidden + phi.detach() - (1 - sigma) * clean) / sigma
+        assert abs(float(noise.mean())) < 0.2
+        assert float(noise.std()) == pytest.approx(1.0, abs=0.1)
+        # Places in time: true ones, in order.
+        assert (indices[1:] > indices[:-1]).all()
+        assert 0 <= indices[0] <= indices[-1] < FRAMES
+        assert context.shape[1:] == (MAX_SEQUENCE_LENGTH + TOKENS, TINY["text_dim"])
+
+
+def test_late_steps_see_whole_clips(objective, watched):
+    only(objective, "image_to_video")(99)
+    assert watched[0][4].tolist() == list(range(FRAMES))
+    objective.mixture = replace(objective.mixture, continuation=1.0)
+    objective(99)
+    assert watched[1][0].shape[2] >= 10
+
+
+def test_a_text_step_has_no_shift_no_features_and_no_picture(objective, watched, monkeypatch):
+    def refused(*_):
+        raise AssertionError("text to video has no first frame")
+
+    monkeypatch.setattr("osp_cli.training.mini_dit.project_first_frame", refused)
+    monkeypatch.setattr("osp_cli.training.mini_dit.fourier_features", refused)
+    only(objective, "text_to_video")
+    for step in range(4):
+        objective(step)
+        _, _, context, features, _ = watched[-1]
+        assert features.abs().max() == 0
+        assert context[:, MAX_SEQUENCE_LENGTH:].abs().max() == 0
+        assert context[:, :MAX_SEQUENCE_LENGTH].abs().max() > 0
+
+
+def test_a_continuation_step_has_a_clean_context_at_time_zero(objective, watched, monkeypatch):
+    def refused(*_):
+        raise AssertionError("continuation has no first frame")
+
+    monkeypatch.setattr("osp_cli.training.mini_dit.project_first_frame", refused)
+    monkeypatch.setattr("osp_cli.training.mini_dit.fourier_features", refused)
+    only(objective, "continuation")
+    contexts = set()
+    for step in range(12):
+        objective(step)
+        hidden, timestep, context, features, _ = watched[-1]
+        frames = hidden.shape[2]
+        assert timestep.shape == (len(hidden), frames * TOKENS)
+        by_frame = timestep.reshape(len(hidden), frames, TOKENS)
+        clean = (by_frame == 0).all(2)
+        assert torch.equal(clean, clean[:1].expand_as(clean))
+        known = int(clean[0].sum())
+        assert clean[0, :known].all()
+        assert frames - known == 3
+        contexts.add(known)
+        # The noisy frames of a sample share its one noise level.
+        later = by_frame[:, known:]
+        assert (later > 0).all()
+        assert torch.equal(later, later[:, :1, :1].expand_as(later))
+        # Clean means: frames of the pool itself, to the bit.
+        pieces = [s.latents.float() for s in objective.pool.shards]
+        places = [
+            torch.equal(clip[:, start : start + known], hidden[0, :, :known])
+            for clips in pieces
+            for clip in clips
+            for start in range(FRAMES - known + 1)
+        ]
+        assert any(places)
+        assert features.abs().max() == 0
+        assert context[:, MAX_SEQUENCE_LENGTH:].abs().max() == 0
+    assert contexts == {1, 2, 3}
+
+
+def test_early_steps_see_unstyled_clips_two_times_of_three(objective, monkeypatch):
+    styled = []
+    genuine = objective._draw
+
+    def draw(*args):
+        batch = genuine(*args)
+        styled.append(bool((batch.latents.float().mean((1, 2, 3, 4)) > 50).any()))
+        return batch
+
+    monkeypatch.setattr(objective, "_draw", draw)
+    only(objective, "image_to_video")
+    for step in range(12):
+        objective(step)
+    assert not any(flag for step, flag in enumerate(styled) if step % 3 != 2)
+    assert any(flag for step, flag in enumerate(styled) if step % 3 == 2)
+    styled.clear()
+    for step in range(40, 48):
+        objective(step)
+    assert sum(styled) >= 6
+
+
+def drop_everything(objective, **shares):
+    objective.mixture = replace(
+        objective.mixture,
+        **{"caption_drop": 0.0, "image_token_drop": 0.0, "image_token_blur": 0.0, **shares},
+    )
+    return only(objective, "image_to_video")
+
+
+def test_image_tokens_are_dropped_blurred_or_sharp(objective, watched):
+    image = slice(MAX_SEQUENCE_LENGTH, None)
+    contexts = []
+    for shares in ({}, {"image_token_blur": 1.0}, {"image_token_drop": 1.0}):
+        drop_everything(objective, **shares)(3)
+        contexts.append(watched[-1][2][:, image].detach())
+    sharp, blurred, dropped = contexts
+    assert dropped.abs().max() == 0
+    assert sharp.abs().mean() > 0.01
+    assert not torch.allclose(sharp, blurred, atol=1e-3)
+    # All of this picture's tokens lie within one blur: they differ by their places alone.
+    assert (blurred - blurred.mean(1, keepdim=True)).norm() < (
+        sharp - sharp.mean(1, keepdim=True)
+    ).norm()
+
+
+def test_captions_are_dropped(objective, watched):
+    text = slice(0, MAX_SEQUENCE_LENGTH)
+    rows = []
+    for share in (0.0, 1.0):
+        drop_everything(objective, caption_drop=share)(3)
+        rows.append((watched[-1][2][:, text].abs().sum(2) > 0).sum(1))
+    told, untold = rows
+    assert (untold < told).all()
+
+
+def test_a_step_teaches_transformer_phi_and_both_adapters(objective):
+    only(objective, "image_to_video")
+    objective.mixture = replace(objective.mixture, image_token_drop=0.0)
+    for _ in range(2):
+        objective(3).backward()
+        with torch.no_grad():
+            # Cross-attention reaches the adapters once the zero start of its output is left.
+            for parameter in objective.model.parameters():
+                parameter.add_(0.01)
+    for module in (
+        objective.model.learnable_proj,
+        objective.model.fourier_embedding,
+        objective.model.blocks,
+        objective.conditioner.adapter,
+        objective.conditioner.image_adapter,
+    ):
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+    assert all(p.grad is None for p in objective.conditioner.model.parameters())
+
+
+def test_the_pool_knows_four_ways_to_be_told(pool, conditioner):
+    [first, _] = pool.states
+    assert set(first) == {"both", "picture", "prompt", "nothing"}
+    lengths = {name: mask.sum(1) for name, (_, mask) in first.items()}
+    assert (lengths["both"] > lengths["picture"]).all()
+    assert (lengths["both"] > lengths["prompt"]).all()
+    assert (lengths["prompt"] > lengths["nothing"]).all()
+    assert (lengths["picture"] > lengths["nothing"]).all()
+    states, mask = conditioner.hidden_states(["pan left 2"])
+    torch.testing.assert_close(
+        first["prompt"][0][2].float(), states[0].bfloat16().float(), atol=0.02, rtol=0.02
+    )
+    assert torch.equal(first["prompt"][1][2], mask[0])
