@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model
 
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.autoencoder_linear import AutoencoderLinear
@@ -71,17 +72,18 @@ def make_codec(out: Path, recipe: dict[str, Any]) -> None:
     seed = recipe["seed"]
     if not (out / "transform").exists():
         torch.manual_seed(seed)  # the refinement's first weights
-        model = fit_transform(AutoencoderLinear(), seed + 99, recipe["codec"]["canvases"])
+        model = AutoencoderLinear(**recipe["codec"].get("geometry", {}))
+        fit_transform(model, seed + 99, recipe["codec"]["canvases"])
         _save_whole(model.to(torch.bfloat16).float(), out / "transform")
     # The pool and the shipped model must agree to the bit, so both see the stored precision.
-    model = AutoencoderLinear.from_pretrained(out / "transform").float()
+    model = _read_codec(out / "transform")
     train_refinement(model, seed, recipe["codec"]["refinement_steps"], _logger("refinement"))
     _save_whole(model.to(torch.bfloat16), out / "vae")
 
 
 def make_pool(out: Path, recipe: dict[str, Any]) -> None:
     """`out/pool`: shards not yet there."""
-    codec = AutoencoderLinear.from_pretrained(out / "transform").eval()
+    codec = _read_codec(out / "transform").eval()
     folder = out / "pool"
     folder.mkdir(exist_ok=True)
     for number in range(recipe["pool"]["shards"]):
@@ -186,6 +188,14 @@ def training_card(out: Path, recipe: dict[str, Any], trainer: Trainer) -> dict[s
         "text_encoder_accuracy": json.loads((out / "text_encoder" / "accuracy.json").read_text()),
         "parameters_sha256": digest.hexdigest(),
     }
+
+
+def _read_codec(folder: Path) -> AutoencoderLinear:
+    """What `_save_whole` wrote, in fp32. Not `from_pretrained`, which would note the folder in the
+    config, and so in the model that ships."""
+    model = AutoencoderLinear.from_config(AutoencoderLinear.load_config(folder))
+    load_model(model, folder / "diffusion_pytorch_model.safetensors")
+    return model
 
 
 def _save_bf16(module: Any, folder: Path) -> None:

@@ -1,0 +1,246 @@
+"""The whole recipe at a tiny size: from a seed to a folder that the runtime loads."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from osp_cli.plan import Plan
+from osp_cli.registry import find_model
+from osp_cli.runtime.loading import Components, load_components
+from osp_cli.training import codec, mini, mini_data
+from osp_cli.training.mini import STAGES, load_recipe, make
+
+RECIPE = {
+    "name": "tiny",
+    "seed": 7,
+    "codec": {
+        "canvases": 8,
+        "refinement_steps": 2,
+        "geometry": {
+            "block": 8,
+            "scale_factor_spatial": 8,
+            "refine_width": 8,
+            "refine_blocks": 1,
+        },
+    },
+    "pool": {"shards": 1},
+    "text_encoder": {"steps": 2},
+    "transformer": {
+        "steps": 2,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "matrix_learning_rate": 0.01,
+        "decay_from": 0.5,
+        "geometry": {
+            "num_attention_heads": 2,
+            "attention_head_dim": 12,
+            "in_channels": 48,
+            "out_channels": 48,
+            "text_dim": 256,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+            "num_layers": 1,
+            "projection_channels": 96,
+            "position_channels": 6,
+            "rope_max_seq_len": 64,
+        },
+    },
+}
+
+
+def coarse_clips(seed, canvases, size, frames, device, *, genuine=codec.styled_clips):
+    """The genuine clips at a quarter of the size; enlarged where crops of 128 pixels are taken."""
+    height, width = size
+    video, repeat = genuine(seed, canvases, (height // 4, width // 4), frames, device)
+    if size == (256, 384):
+        video = F.interpolate(video.flatten(1, 2), size=size, mode="bilinear")
+        video = video.unflatten(1, (3, frames))
+    return video, repeat
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Small pictures, few clips and short batches; all else is the recipe's own code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "styled_clips", coarse_clips)
+        patch.setattr(mini_data, "BUCKET_WEIGHTS", {(64, 32): 1.0})
+        few = partial(mini.render_shard, canvases=2, clips_per_canvas=4)
+        patch.setattr(mini, "render_shard", few)
+        patch.setattr(mini, "pretrain", partial(mini.pretrain, batch_size=4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished run."""
+    torch.manual_seed(1234)  # a recipe that leaned on this would show
+    out = tmp_path_factory.mktemp("runs") / "one"
+    assert make(out, RECIPE) == out / "osp-mini"
+    return out
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_folder_is_complete_and_nothing_is_half_made(made):
+    names = {path.name for path in made.iterdir()}
+    assert names == {"transform", "vae", "pool", "text_encoder", "transformer", "osp-mini"}
+    spec = find_model("osp-mini")
+    assert {path.name for path in (made / "osp-mini").iterdir()} == {*spec.parts, "training.json"}
+    assert not list(made.rglob("*.part"))
+
+
+def test_the_runtime_loads_what_was_made(made):
+    spec = replace(find_model("osp-mini"), scale_factor_spatial=8)
+    plan = Plan(
+        model="tiny", device="cpu", dtype="float32", width=64, height=32, num_frames=5,
+        num_latent_frames=2, num_tokens=16, seed=0, steps=1, guidance=1.0, weights_bytes=0,
+        expected_peak_bytes=0,
+    )  # fmt: skip
+    *loaded, components = load_components(spec, plan, made / "osp-mini")
+    assert [event.component for event in loaded] == ["transformer", "vae", "conditioner"]
+    assert isinstance(components, Components)
+    # What ships is the moving average, in bf16, of what the trainer holds.
+    average = load_file(made / "transformer" / "checkpoint.safetensors")
+    parts = {
+        "transformer": components.transformer,
+        "adapter": components.conditioner.adapter,
+        "image_adapter": components.conditioner.image_adapter,
+    }
+    for name, module in parts.items():
+        for key, value in module.state_dict().items():
+            expected = average[f"average/{name}.{key}"].bfloat16().float()
+            assert torch.equal(value.float(), expected), (name, key)
+    with torch.no_grad():
+        latents = torch.randn(1, 48, 1, 4, 8)
+        context = components.conditioner.encode(["pan left"], image_latents=latents)
+        velocity = components.transformer(
+            torch.randn(1, 48, 2, 4, 8), torch.tensor([500.0]), context
+        ).sample
+        video = components.vae.decode(velocity).sample
+    assert velocity.isfinite().all()
+    assert video.shape == (1, 3, 5, 32, 64)
+
+
+def test_the_card_says_what_the_weights_are_made_of(made):
+    card = json.loads((made / "osp-mini" / "training.json").read_text())
+    assert card["recipe"] == RECIPE
+    assert (card["steps"], card["clips"]) == (2, 8)
+    assert set(card["text_encoder_accuracy"]) == {"camera", "scene", "speed", "style"}
+    lines = (made / "transformer" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert card["last_losses_mean"] == pytest.approx(sum(losses) / 2, abs=1e-3)
+    assert len(card["parameters_sha256"]) == 64
+
+
+def test_the_pool_is_encoded_by_the_codec_that_ships(made):
+    transform, shipped = (
+        mini.AutoencoderLinear.from_pretrained(made / name).float()
+        for name in ("transform", "osp-mini/vae")
+    )
+    for name in ("first_basis", "first_mean", "next_basis", "next_mean"):
+        assert torch.equal(getattr(transform, name), getattr(shipped, name)), name
+    assert transform.config.latents_std == shipped.config.latents_std
+    # The refinement has moved in between.
+    assert shipped.refinement.exit.weight.abs().max() > 0
+    assert transform.refinement.exit.weight.abs().max() == 0
+
+
+def test_what_ships_does_not_know_where_it_was_made(made):
+    for name, content in contents(made / "osp-mini").items():
+        assert str(made.parent).encode() not in content, name
+
+
+def test_the_same_seed_makes_the_same_bytes(made, tmp_path):
+    torch.manual_seed(4321)
+    make(tmp_path / "two", RECIPE)
+    one, two = contents(made / "osp-mini"), contents(tmp_path / "two" / "osp-mini")
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_finished_stages_are_not_run_again(made, monkeypatch):
+    def refused(*_args, **_kwargs):
+        raise AssertionError("this stage was finished")
+
+    before = contents(made)
+    for name in ("fit_transform", "train_refinement", "render_shard", "pretrain"):
+        monkeypatch.setattr(mini, name, refused)
+    monkeypatch.setattr(mini.Pool, "load", refused)
+    make(made, RECIPE)
+    assert contents(made) == before
+
+
+def test_a_codec_stopped_in_its_refinement_goes_on(made, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mini, "train_refinement", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "run", RECIPE, until="codec")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"transform"}
+    torch.manual_seed(99)
+    make(tmp_path / "run", RECIPE, until="codec")
+    assert contents(tmp_path / "run" / "vae") == contents(made / "vae")
+
+
+def test_a_missing_shard_is_rendered_again(made, tmp_path):
+    folder = tmp_path / "run"
+    for name in ("transform", "vae"):
+        (folder / name).mkdir(parents=True)
+        for path in (made / name).iterdir():
+            os.link(path, folder / name / path.name)
+    make(folder, {**RECIPE, "pool": {"shards": 2}}, until="pool")
+    one, other = (folder / "pool" / f"shard-0000{k}.safetensors" for k in (0, 1))
+    assert one.read_bytes() == (made / "pool" / one.name).read_bytes()
+    expected = other.read_bytes()
+    assert expected != one.read_bytes()
+    other.unlink()
+    make(folder, {**RECIPE, "pool": {"shards": 2}}, until="pool")
+    assert other.read_bytes() == expected
+
+
+@pytest.mark.parametrize("until", STAGES[:1])
+def test_a_run_may_end_early(tmp_path, until, monkeypatch):
+    called = []
+    for stage in ("make_codec", "make_pool", "make_text_encoder", "make_transformer", "export"):
+        monkeypatch.setattr(mini, stage, lambda out, recipe, stage=stage: called.append(stage))
+    make(tmp_path, RECIPE, until=until)
+    assert called == ["make_codec"]
+    make(tmp_path, RECIPE)
+    assert len(called) == 6
+
+
+def test_an_unknown_stage_is_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(ValueError, match="codek"):
+        make(tmp_path / "run", RECIPE, until="codek")
+    assert not (tmp_path / "run").exists()
+    argv = ["mini", "--out", str(tmp_path / "run"), "--until", "codek"]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as stopped:
+        mini.main()
+    assert stopped.value.code == 2
+    assert "codek" in capsys.readouterr().err
+
+
+def test_the_shipped_recipe_has_the_keys_that_are_read():
+    recipe = load_recipe()
+    assert recipe["name"] == "osp-mini"
+    for stage in ("codec", "pool", "text_encoder", "transformer"):
+        assert recipe[stage].keys() >= RECIPE[stage].keys() - {"geometry"}
+    assert load_recipe(Path("presets/training/osp-mini.toml").resolve()) == recipe
