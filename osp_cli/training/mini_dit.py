@@ -37,9 +37,10 @@ GEOMETRY = {
     "position_channels": 24,
     "rope_max_seq_len": 256,
 }
-# Where image tokens are dropped, N latent frames share phi(s) = -k s but not their noise: s is then
-# known at t = 1 up to a variance of 1 / (1 + N k^2). With k = 2 and 13 frames that is 17 dB below the
-# picture, and no fewer than 5 frames are ever shown. A larger k would leave the cutoff nothing to do.
+# Where image tokens are dropped, N latent frames share phi(s) = -k s but not their noise: s is
+# then known at t = 1 up to a variance of 1 / (1 + N k^2). With k = 2 and 13 frames that is 17 dB
+# below the picture, and no fewer than 5 frames are ever shown. A larger k would leave the cutoff
+# nothing to do.
 PROJECTION_GAIN = 2.0
 
 

@@ -189,9 +189,7 @@ def test_refinement_trains_alone_and_helps(fitted, monkeypatch):
     clips, _ = styled_clips(8, 1, (128, 128), 5, "cpu")
     padded = torch.nn.functional.pad(clips, (0, 240, 0, 112, 0, 0), mode="replicate")
     monkeypatch.setattr(codec, "styled_clips", lambda *_: (padded, None))
-    monkeypatch.setattr(
-        torch, "randint", lambda *args, **kwargs: torch.zeros(1, dtype=torch.long)
-    )
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: torch.zeros(1, dtype=torch.long))
     model = trained_refinement(fitted)
     torch.nn.init.zeros_(model.refinement.exit.weight)
     torch.nn.init.zeros_(model.refinement.exit.bias)

@@ -88,7 +88,9 @@ def test_noise_passes_through_from_the_first_step():
 
 
 def test_the_new_model_predicts_some_of_the_noise_before_any_training():
-    model = new_transformer(1, {**TINY, "in_channels": 4, "out_channels": 4, "position_channels": 0})
+    model = new_transformer(
+        1, {**TINY, "in_channels": 4, "out_channels": 4, "position_channels": 0}
+    )
     noise = torch.randn(2, 4, 3, 4, 6, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         velocity = model(noise, torch.tensor([900.0, 900.0]), torch.zeros(2, 3, 24)).sample
