@@ -28,3 +28,7 @@ class Conditioner(Protocol):
             image_latents: Normalised VAE latents of those frames, `(batch, channels, 1, h, w)`.
         """
         ...
+
+    def notice(self, prompt: str, image: Image.Image | None = None) -> str | None:
+        """A sentence for the user where the end of `prompt` does not fit, else None."""
+        ...

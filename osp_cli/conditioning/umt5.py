@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from osp_cli.conditioning.chat import cut_notice
 from osp_cli.conditioning.prompts import clean_prompt
 
 
@@ -49,6 +50,12 @@ class UMT5Conditioner:
         return umt5_states(
             self.text_encoder, tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
         )
+
+    def notice(self, prompt: str, image: Image.Image | None = None) -> str | None:
+        """A sentence for the user where the end of `prompt` does not fit, else None."""
+        # Not verbose: the library would log its own warning of the length.
+        tokens = self.tokenizer(clean_prompt(prompt), verbose=False)["input_ids"]
+        return cut_notice(max(0, len(tokens) - self.max_sequence_length))
 
 
 @torch.no_grad()

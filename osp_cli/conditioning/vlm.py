@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from osp_cli.conditioning.chat import ChatWindow, cut_notice
 from osp_cli.conditioning.image_tokens import image_tokens
-from osp_cli.conditioning.prompts import USER_TEMPLATE, clean_prompt, remove_tokens, split_template
+from osp_cli.conditioning.prompts import USER_TEMPLATE, clean_prompt
 from osp_cli.models.adapter import FeatureAdapter
 
 
@@ -53,8 +54,7 @@ class QwenVLConditioner:
         self.max_sequence_length = max_sequence_length
         self.image_token_patch = image_token_patch
         self.image_token_positions = image_token_positions
-        self._head, self._tail = split_template(template)
-        self._control_tokens = tuple(tokenizer.get_added_vocab())
+        self._window = ChatWindow(tokenizer, template, max_sequence_length)
 
     def encode(
         self,
@@ -78,6 +78,14 @@ class QwenVLConditioner:
         if images is None and image_latents is not None:
             keep = torch.zeros(len(prompts), dtype=torch.bool, device=states.device)
         return self.project(states, mask, image_latents, keep)
+
+    def notice(self, prompt: str, image: Image.Image | None = None) -> str | None:
+        """A sentence for the user where the end of `prompt` does not fit, else None."""
+        count = 0
+        if image is not None:
+            pixels = self.image_processor(images=[image], return_tensors="pt")
+            count = self._num_image_tokens(pixels["image_grid_thw"][0])
+        return cut_notice(self._window.num_cut(clean_prompt(prompt), count))
 
     @torch.no_grad()
     def hidden_states(
@@ -108,8 +116,7 @@ class QwenVLConditioner:
         counts = [0] * len(prompts)
         if images is not None:
             pixels = dict(self.image_processor(images=images, return_tensors="pt"))
-            merged = self.image_processor.merge_size**2
-            counts = [int(grid.prod()) // merged for grid in pixels["image_grid_thw"]]
+            counts = [self._num_image_tokens(grid) for grid in pixels["image_grid_thw"]]
         rows = [self._token_ids(p, n) for p, n in zip(prompts, counts, strict=True)]
         # Run on the longest row only: what lies behind the text is not looked at.
         width = max(map(len, rows))
@@ -149,28 +156,11 @@ class QwenVLConditioner:
             image_mapped = image_mapped * keep_image_tokens[:, None, None].to(image_mapped.dtype)
         return torch.cat([mapped, image_mapped.to(mapped.dtype)], dim=1)
 
-    def _token_ids(self, prompt: str, num_image_tokens: int) -> list[int]:
-        """Tokens of one turn. Only the end of the prompt is ever cut, never the template."""
-        image = ""
-        if num_image_tokens:
-            pads = "<|image_pad|>" * num_image_tokens
-            image = f"<|vision_start|>{pads}<|vision_end|>"
-        head = self._head.replace("{image}", image)
-        prompt = remove_tokens(clean_prompt(prompt), self._control_tokens)
-        # The tail begins with a control token, so no token can span the seam.
-        body = self._tokenize(head + prompt)
-        tail = self._tokenize(self._tail)
-        room = self.max_sequence_length - len(tail)
-        needed = len(self._tokenize(head))
-        if room < needed:
-            raise ValueError(
-                f"the picture and the template take {needed + len(tail)} tokens, "
-                f"max_sequence_length is {self.max_sequence_length}"
-            )
-        return body[:room] + tail
+    def _num_image_tokens(self, grid_thw: Tensor) -> int:
+        return int(grid_thw.prod()) // self.image_processor.merge_size**2
 
-    def _tokenize(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _token_ids(self, prompt: str, num_image_tokens: int) -> list[int]:
+        return self._window.token_ids(clean_prompt(prompt), num_image_tokens)
 
 
 def multimodal_states(

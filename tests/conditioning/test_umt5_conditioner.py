@@ -46,6 +46,14 @@ def test_long_prompts_lose_their_end(conditioner):
     assert got.any(dim=-1).all()
 
 
+def test_a_long_prompt_is_said_to_lose_its_end(conditioner):
+    conditioner.encode(["zoom"])
+    # The end token takes one of the 24 places.
+    assert conditioner.notice("x" * 23) is None
+    assert "last token does not" in conditioner.notice("x" * 24 + "  ")
+    assert "last 8 tokens do not" in conditioner.notice("x" * 31)
+
+
 def test_white_space_and_escapes_do_not_matter(conditioner):
     assert torch.equal(
         conditioner.encode(["  pan &amp;amp;\n\tleft "]), conditioner.encode(["pan & left"])

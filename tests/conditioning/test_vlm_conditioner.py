@@ -120,6 +120,18 @@ def test_a_long_prompt_loses_its_end_and_never_the_template(make, num_image_toke
     assert text.count("<|image_pad|>") == num_image_tokens
 
 
+def test_a_long_prompt_is_said_to_lose_its_end(make, pictures):
+    conditioner = make()
+    for picture in (None, pictures[0]):
+        room = LENGTH - len(conditioner.inputs([""], picture and [picture])[1].nonzero())
+        assert conditioner.notice("x" * room, picture) is None
+        # White space does not count, as it is collapsed before.
+        assert conditioner.notice(" x " + "x" * (room - 1) + "  ", picture) == (
+            "the prompt is too long for the model: its last token does not count"
+        )
+        assert "last 7 tokens do not" in conditioner.notice("x" * (room + 7), picture)
+
+
 def test_a_prompt_that_fits_is_whole(make):
     assert decoded(make(), "pan left", 2) == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|image_pad|><|vision_end|>pan left"
