@@ -1,0 +1,101 @@
+"""Plans are arithmetic on the card and on file sizes: an 80 GB card is tested on a laptop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from osp_cli.errors import WontFitError
+from osp_cli.registry import find_model
+from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.planner import check_fits, make_plan
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Three million bytes of weights in two parts, and files that are none."""
+    for name, size in (("transformer/a", 2_000_000), ("vae/b", 1_000_000)):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir()
+        path.write_bytes(bytes(size))
+    (tmp_path / "vae" / "config.json").write_text("{}" * 5000)
+    return tmp_path
+
+
+def plan_for(weights, model="osp-mini", size=None, device="cpu", **changes):
+    spec = find_model(model)
+    settings = {"image": None, "text_only": True, "prompt": "x", "seed": 3, "model": model}
+    request = GenerateRequest(**{**settings, **changes})
+    return make_plan(request, spec, size=size or spec.default_size, device=device, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "num_frames", "latent_frames", "tokens"),
+    [
+        ("osp-mini", (448, 256), 49, 13, 1456),
+        ("osp-mini", (352, 352), 49, 13, 1573),
+        ("osp-mini", (256, 448), 5, 2, 224),
+        ("osp-mini", (448, 256), 1, 1, 112),
+        ("flashi2v-1.3b", (832, 480), 49, 13, 20280),
+        ("flashi2v-1.3b", (480, 832), 81, 21, 32760),
+        ("uniworld-osp2-14b", (832, 480), 49, 13, 20280),
+    ],
+)
+def test_lengths(weights, model, size, num_frames, latent_frames, tokens):
+    plan = plan_for(weights, model, size, num_frames=num_frames)
+    assert (plan.num_latent_frames, plan.num_tokens) == (latent_frames, tokens)
+    assert (plan.width, plan.height, plan.num_frames) == (*size, num_frames)
+
+
+def test_a_plan_repeats_what_was_asked(weights):
+    plan = plan_for(weights, device="cuda:1", num_inference_steps=9, guidance_scale=3.5, seed=77)
+    assert (plan.model, plan.device, plan.steps, plan.guidance, plan.seed) == (
+        *("osp-mini", "cuda:1", 9, 3.5, 77),
+    )
+    assert plan.weights_bytes == 3_000_000
+
+
+@pytest.mark.parametrize("model", ["osp-mini", "flashi2v-1.3b"])
+def test_auto_is_the_cards_dtype(weights, model):
+    assert plan_for(weights, model).dtype == find_model(model).dtypes["transformer"]
+    assert plan_for(weights, model, dtype="float16").dtype == "float16"
+
+
+def test_more_of_anything_needs_more_memory(weights):
+    base = plan_for(weights, num_frames=25, dtype="bfloat16").expected_peak_bytes
+    more = [
+        plan_for(weights, num_frames=29, dtype="bfloat16"),
+        plan_for(weights, num_frames=25, dtype="float32"),
+        plan_for(weights, size=(416, 288), num_frames=25, dtype="bfloat16"),
+    ]
+    assert all(plan.expected_peak_bytes > base for plan in more)
+    # Weights are stored in two bytes each and held in the plan's dtype.
+    assert more[1].expected_peak_bytes - base == 3_000_000
+    (weights / "more.safetensors").write_bytes(bytes(500))
+    assert plan_for(weights, num_frames=25, dtype="bfloat16").expected_peak_bytes == base + 500
+
+
+def test_the_embedded_model_fits_a_small_machine(weights):
+    assert plan_for(weights, num_frames=49).expected_peak_bytes < 2e9
+
+
+def test_fourteen_billion_parameters_fit_eighty_gigabytes_and_not_twenty_four(weights):
+    with (weights / "transformer" / "a.safetensors").open("wb") as file:
+        file.truncate(28_000_000_000)  # a hole: it takes no room on the disk
+    plan = plan_for(weights, "uniworld-osp2-14b", device="cuda")
+    check_fits(plan, 80_000_000_000)
+    with pytest.raises(WontFitError, match=r"uniworld-osp2-14b .* on cuda, 24\.0 GB are free"):
+        check_fits(plan, 24_000_000_000)
+
+
+def test_a_plan_fits_to_the_byte_and_not_below(weights):
+    plan = plan_for(weights)
+    check_fits(plan, plan.expected_peak_bytes)
+    with pytest.raises(WontFitError) as refused:
+        check_fits(replace(plan, expected_peak_bytes=2_340_000_000), 1_000_000_000)
+    assert refused.value.exit_code == 4
+    assert refused.value.message == "osp-mini needs about 2.3 GB on cpu, 1.0 GB are free"
+    assert "--frames" in refused.value.hint
+    with pytest.raises(WontFitError):
+        check_fits(plan, plan.expected_peak_bytes - 1)

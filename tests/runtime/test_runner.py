@@ -1,0 +1,342 @@
+"""One request as a stream of events: order, files, recipe, and every way it may end."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from osp_cli.errors import (
+    InvalidRequestError,
+    UnreadableMediaError,
+    WeightsMissingError,
+    WontFitError,
+)
+from osp_cli.events import Done, Loaded, Notice, Planned, Saved, StageFinished, StepDone
+from osp_cli.media.sinks import read_recipe
+from osp_cli.media.video import probe_video, read_video
+from osp_cli.models.autoencoder_linear import AutoencoderLinear
+from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+from osp_cli.runtime import runner
+from osp_cli.runtime.runner import run, weights_hash
+
+
+def names(events):
+    return [
+        f"{e.type} {e.name} {'finished' if isinstance(e, StageFinished) else 'started'}"
+        if e.type == "stage"
+        else e.type
+        for e in events
+    ]
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def of(events, kind):
+    return [event for event in events if isinstance(event, kind)]
+
+
+# --- what is told and written ----------------------------------------------------------------
+
+
+def test_the_story_of_a_run(request_for, away):
+    events = list(run(request_for()))
+    assert names(events) == [
+        "plan",
+        *["load"] * 3,
+        "stage condition started",
+        "stage condition finished",
+        *["step"] * 2,
+        "stage decode started",
+        "stage decode finished",
+        "stage encode started",
+        "stage encode finished",
+        "saved",
+        "done",
+    ]
+    [planned], [saved] = of(events, Planned), of(events, Saved)
+    assert (planned.plan.width, planned.plan.height) == (96, 64)
+    assert (planned.plan.model, planned.plan.device, planned.plan.seed) == ("tiny", "cpu", 1)
+    assert saved.path == Path("clip.mp4")
+    assert saved.bytes == Path("clip.mp4").stat().st_size
+    assert saved.sidecar == Path("clip.mp4.json")
+    assert left(away) == ["cat.png", "clip.mp4", "clip.mp4.json"]
+    # Every event but the pixels reaches the listener, and each is a line of JSON.
+    for event in events:
+        assert json.loads(json.dumps(event.as_json()))["type"] == event.type
+
+
+def test_the_timings_are_those_of_the_stages(request_for):
+    started = time.perf_counter()
+    events = list(run(request_for()))
+    elapsed = time.perf_counter() - started
+    [done] = of(events, Done)
+    assert set(done.timings) == {"load", "condition", "sample", "decode", "encode"}
+    assert done.timings["load"] == pytest.approx(sum(e.seconds for e in of(events, Loaded)))
+    assert done.timings["sample"] == pytest.approx(sum(e.seconds for e in of(events, StepDone)))
+    for stage in of(events, StageFinished):
+        assert done.timings[stage.name] == stage.seconds
+    assert all(seconds > 0 for seconds in done.timings.values())
+    assert sum(done.timings.values()) < done.seconds <= elapsed
+
+
+def test_the_file_plays(request_for):
+    list(run(request_for(num_frames=9, fps=8)))
+    info = probe_video("clip.mp4")
+    assert (info.width, info.height, info.num_frames, info.fps) == (96, 64, 9, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("size", "bucket"),
+    [((300, 200), (96, 64)), ((200, 200), (64, 64)), ((90, 400), (64, 96)), ((1, 1), (64, 64))],
+)
+def test_the_bucket_nearest_to_the_picture_is_taken(request_for, picture, size, bucket):
+    Image.new("RGB", size, (200, 90, 30)).save(picture)
+    planned = next(run(request_for()))
+    assert (planned.plan.width, planned.plan.height) == bucket
+
+
+def test_an_asked_size_wins_over_the_buckets(request_for):
+    planned = next(run(request_for(width=32, height=128)))
+    assert (planned.plan.width, planned.plan.height) == (32, 128)
+
+
+def test_a_cut_is_told_when_it_is_more_than_a_sliver(request_for, picture):
+    assert of(run(request_for()), Notice) == []  # 97x64 in 96x64
+    Image.new("RGB", (400, 100)).save(picture)
+    [notice] = of(run(request_for(overwrite=True)), Notice)
+    assert (
+        notice.message == "the picture of 400x100 fills 96x64, 62% of it is cut at left and right"
+    )
+    Image.new("RGB", (100, 200)).save(picture)
+    [notice] = of(run(request_for(overwrite=True)), Notice)
+    assert notice.message.endswith("25% of it is cut at top and bottom")
+
+
+def test_notices_of_the_picture_are_passed_on(request_for, away):
+    frames = [Image.new("RGB", (96, 64), (k, 90, 200)) for k in (10, 200)]
+    frames[0].save(away / "cat.gif", save_all=True, append_images=frames[1:])
+    notices = of(run(request_for(image=away / "cat.gif")), Notice)
+    assert any("first" in notice.message for notice in notices)
+
+
+def test_text_alone_takes_the_cards_size(request_for):
+    events = list(run(request_for(image=None, text_only=True)))
+    assert (of(events, Planned)[0].plan.width, of(events, Planned)[0].plan.height) == (96, 64)
+    recipe = read_recipe("clip.mp4")
+    assert (recipe["image"], recipe["image_sha256"]) == (None, None)
+
+
+# --- sameness --------------------------------------------------------------------------------
+
+
+def video_of(request):
+    list(run(request))
+    return request.output.read_bytes()
+
+
+def test_the_same_request_gives_the_same_bytes(request_for, picture, away):
+    one = video_of(request_for(output=Path("one.mp4")))
+    torch.manual_seed(77)
+    assert video_of(request_for(output=Path("two.mp4"))) == one
+    # Neither where the picture lies nor what it is called changes a pixel.
+    other = away / "dog.png"
+    picture.rename(other)
+    video_of(request_for(image=other, output=Path("dog.mp4")))
+    np.testing.assert_array_equal(read_video("one.mp4"), read_video("dog.mp4"))
+
+
+def test_another_seed_gives_other_frames(request_for):
+    video_of(request_for(output=Path("one.mp4")))
+    video_of(request_for(output=Path("two.mp4"), seed=2))
+    assert (read_video("one.mp4") != read_video("two.mp4")).mean() > 0.3
+
+
+def test_a_style_changes_what_the_model_reads(request_for):
+    list(run(request_for(style="ink", output=Path("ink.mp4"))))
+    list(run(request_for(output=Path("plain.mp4"))))
+    ink, plain = read_recipe("ink.mp4"), read_recipe("plain.mp4")
+    assert ink["full_prompt"] == "ink painting style, pan left"
+    assert plain["full_prompt"] == "pan left"
+    assert (read_video("ink.mp4") != read_video("plain.mp4")).any()
+
+
+# --- the recipe ------------------------------------------------------------------------------
+
+
+def test_the_recipe_holds_everything_that_made_the_video(request_for, picture, tiny_home):
+    request = request_for(style="ink", cutoff=(0.2, 0.5), negative_prompt="rain")
+    list(run(request))
+    recipe = read_recipe("clip.mp4")
+    assert json.loads(Path("clip.mp4.json").read_text()) == recipe
+    asked = request.recipe()
+    assert recipe.keys() == asked.keys() | {"image_sha256", "weights_sha256"}
+    settled = {"width": 96, "height": 64, "dtype": "float32"}
+    assert {k: recipe[k] for k in asked} == {**asked, **settled}
+    assert recipe["image_sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
+    folder = tiny_home / "models" / "tiny"
+    assert recipe["weights_sha256"] == {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*.safetensors")
+    }
+    assert len(recipe["weights_sha256"]) == 5
+
+
+def test_the_recipe_knows_neither_place_nor_time_nor_machine(request_for, away, tiny_home):
+    list(run(request_for(image=away / "cat.png", output=away / "clip.mp4")))
+    text = (away / "clip.mp4.json").read_text()
+    for secret in (str(away), str(tiny_home), str(Path.home()), socket.gethostname(), "clip"):
+        assert secret not in text
+    assert json.loads(text)["image"] == "cat.png"
+    words = {word for key in json.loads(text) for word in key.split("_")}
+    assert not words & {"time", "date", "host", "path", "output", "user", "device"}
+
+
+def test_weights_hash_sees_every_byte_and_nothing_but_weights(tmp_path):
+    for name in ("b/x.safetensors", "a.safetensors", "config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    before = weights_hash(tmp_path)
+    assert list(before) == ["a.safetensors", "b/x.safetensors"]
+    (tmp_path / "config.json").write_bytes(b"{}")
+    assert weights_hash(tmp_path) == before
+    (tmp_path / "b" / "x.safetensors").write_bytes(b"b/y.safetensors")
+    assert weights_hash(tmp_path)["a.safetensors"] == before["a.safetensors"]
+    assert weights_hash(tmp_path)["b/x.safetensors"] != before["b/x.safetensors"]
+
+
+# --- how a run may end -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def loading_is_a_mistake(monkeypatch):
+    def refused(*_):
+        raise AssertionError("nothing may be loaded")
+        yield
+
+    monkeypatch.setattr(runner, "load_components", refused)
+
+
+@pytest.mark.parametrize("after", ["plan", "load", "step", "stage"])
+def test_closing_early_leaves_no_file(request_for, away, after):
+    events = run(request_for())
+    for event in events:
+        if event.type == after:
+            break
+    events.close()
+    assert left(away) == ["cat.png"]
+    assert list(events) == []
+
+
+def test_closing_before_the_last_rename_leaves_no_file(request_for, away, monkeypatch):
+    def interrupted(frames, path, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("osp_cli.media.sinks.write_video", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run(request_for()))
+    assert left(away) == ["cat.png"]
+
+
+def test_a_closed_run_frees_its_models(request_for):
+    def models():
+        gc.collect()
+        kinds = (FlashI2VTransformer3DModel, AutoencoderLinear)
+        # Not isinstance, which would ask deprecated things of torch for their class.
+        return sum(type(thing) in kinds for thing in gc.get_objects())
+
+    before = models()
+    events = run(request_for())
+    while next(events).type != "step":
+        pass
+    assert models() == before + 2
+    events.close()
+    assert models() == before
+
+
+def test_what_cannot_fit_is_refused_before_loading(
+    request_for, away, monkeypatch, loading_is_a_mistake
+):
+    monkeypatch.setattr(runner, "available_memory", lambda device: 1_000_000)
+    with pytest.raises(WontFitError, match=r"tiny needs about .* on cpu, 0\.0 GB are free") as no:
+        list(run(request_for()))
+    assert no.value.exit_code == 4
+    assert left(away) == ["cat.png"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        MemoryError(),
+        RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+    ids=["cuda", "python", "mps", "driver"],
+)
+def test_running_out_of_memory_is_said_with_a_way_out(request_for, away, monkeypatch, error):
+    def forward(self, *_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(FlashI2VTransformer3DModel, "forward", forward)
+    with pytest.raises(WontFitError, match="tiny ran out of memory") as refused:
+        list(run(request_for()))
+    assert refused.value.hint == "use fewer --frames or a smaller --size"
+    assert refused.value.__cause__ is error
+    assert left(away) == ["cat.png"]
+
+
+def test_the_processors_own_words_for_it_are_known(request_for, monkeypatch):
+    monkeypatch.setattr(
+        FlashI2VTransformer3DModel, "forward", lambda *_args, **_kwargs: torch.empty(2**55)
+    )
+    with pytest.raises(WontFitError):
+        list(run(request_for()))
+
+
+def test_other_failures_keep_their_own_words(request_for, away, monkeypatch):
+    def forward(*_args, **_kwargs):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(FlashI2VTransformer3DModel, "forward", forward)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        list(run(request_for()))
+    assert left(away) == ["cat.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"device": "cuda:99"}, InvalidRequestError, "cuda:99 is not one of"),
+        ({"image": Path("nowhere.png")}, UnreadableMediaError, "nowhere.png"),
+        ({"output": Path("taken.mp4")}, InvalidRequestError, "taken.mp4 exists already"),
+        ({"output": Path("no/folder.mp4")}, InvalidRequestError, "the folder no does not exist"),
+        ({"model": "uniworld-osp2-14b"}, WeightsMissingError, "not installed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_refusals_come_before_any_loading(
+    request_for, away, loading_is_a_mistake, changes, error, words
+):
+    (away / "taken.mp4").write_text("mine")
+    with pytest.raises(error, match=words):
+        list(run(request_for(**changes)))
+    assert left(away) == ["cat.png", "taken.mp4"]
+    assert (away / "taken.mp4").read_text() == "mine"
+
+
+def test_nothing_happens_before_the_first_event_is_asked_for(
+    request_for, away, loading_is_a_mistake
+):
+    run(request_for())
+    assert left(away) == ["cat.png"]
