@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from osp_cli.conditioning.base import Conditioner
 from osp_cli.errors import CheckpointError, RuntimeFailureError
 from osp_cli.events import Loaded
+from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.state_dict import (
     fill,
     load_adapter,
@@ -130,17 +131,25 @@ def _load_qwen(
 ) -> Conditioner:
     from transformers import PreTrainedTokenizerFast, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
 
+    from osp_cli.conditioning.image_tokens import POSITION_FEATURES
     from osp_cli.conditioning.vlm import QwenVLConditioner
 
     source = folder / "text_encoder"
     model = _load_complete(Qwen2_5_VLModel, source, dtype)
-    visual = folder / "image_adapter"
+    adapter = load_adapter(folder / "adapter", dtype=dtype)
+    _check_width(adapter, folder / "adapter", model.config.text_config.hidden_size)
+    image_adapter = None
+    if (folder / "image_adapter").is_dir():
+        image_adapter = load_adapter(folder / "image_adapter", dtype=dtype).to(device)
+        width = spec.latent_channels * spec.image_token_patch**2
+        width += POSITION_FEATURES * spec.image_token_positions
+        _check_width(image_adapter, folder / "image_adapter", width)
     return QwenVLConditioner(
         model.eval().to(device),
         PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True),
         Qwen2VLImageProcessorPil.from_pretrained(source, local_files_only=True),
-        load_adapter(folder / "adapter", dtype=dtype).to(device),
-        load_adapter(visual, dtype=dtype).to(device) if visual.is_dir() else None,
+        adapter.to(device),
+        image_adapter,
         max_sequence_length=spec.max_sequence_length,
         image_token_patch=spec.image_token_patch,
         image_token_positions=spec.image_token_positions,
@@ -163,3 +172,12 @@ def _load_complete(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
             f"{len(missing)} missing: {', '.join(missing[:20])}"
         )
     return model
+
+
+def _check_width(adapter: FeatureAdapter, folder: Path, width: int) -> None:
+    """Refuses an adapter that was trained on other features than it would be given."""
+    if adapter.fc1.in_features != width:
+        raise CheckpointError(
+            f"the adapter in {folder} reads {adapter.fc1.in_features} features, "
+            f"it would get {width}"
+        )

@@ -17,6 +17,7 @@ from osp_cli.conditioning.umt5 import UMT5Conditioner
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.errors import CheckpointError, OspError, RuntimeFailureError
 from osp_cli.media.video import probe_video
+from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.autoencoder_linear import AutoencoderLinear
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.registry import find_model, model_specs
@@ -101,6 +102,13 @@ def test_another_number_of_channels_than_the_cards_is_refused(request_for):
     spec = replace(request_for().spec, latent_channels=16)
     with pytest.raises(CheckpointError, match="takes 48 latent channels, the card of tiny says 16"):
         load(request_for(), spec)
+
+
+@pytest.mark.parametrize("part", ["adapter", "image_adapter"])
+def test_an_adapter_of_other_features_is_refused(request_for, own_weights, part):
+    FeatureAdapter(60, 8, 24).save_pretrained(own_weights / part)
+    with pytest.raises(CheckpointError, match=f"{part} reads 60 features, it would get"):
+        load(request_for())
 
 
 def test_conditioning_that_is_not_built_yet_is_refused(request_for):
