@@ -22,6 +22,7 @@ def flash_loss(
     noise: Tensor,
     sigmas: Tensor,
     projected: Tensor | None,
+    sigma_power: float = 0.0,
 ) -> Tensor:
     """Mean squared error of the velocity, `|| v(z_t - phi(s)) - (eps - x) ||^2` (Eq. 22).
 
@@ -31,11 +32,18 @@ def flash_loss(
         noise: eps, same shape.
         sigmas: t of Eq. 22, `(batch,)`.
         projected: phi(s), or None for text-to-video (gamma = 0).
+        sigma_power: weight of a sample, `sigma ** sigma_power`. 0 is Eq. 22; 2 is the error of the
+            clip that the velocity points at, x = z - sigma v, instead of the velocity's own.
     """
     noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
     if projected is not None:
         noisy = shift_latents(noisy, projected)
-    return (velocity(noisy).float() - (noise.float() - latents.float())).square().mean()
+    error = velocity(noisy).float() - (noise.float() - latents.float())
+    return _weighted(error, sigmas, sigma_power)
+
+
+def _weighted(error: Tensor, sigmas: Tensor, sigma_power: float) -> Tensor:
+    return (error.square().flatten(1).mean(1) * sigmas**sigma_power).mean()
 
 
 def continuation_loss(
@@ -44,6 +52,7 @@ def continuation_loss(
     noise: Tensor,
     sigmas: Tensor,
     context_frames: int,
+    sigma_power: float = 0.0,
 ) -> Tensor:
     """The same error over the frames after a clean context (paper, section 7.1).
 
@@ -53,7 +62,7 @@ def continuation_loss(
     noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
     noisy[:, :, :context_frames] = latents[:, :, :context_frames].float()
     error = velocity(noisy).float() - (noise.float() - latents.float())
-    return error[:, :, context_frames:].square().mean()
+    return _weighted(error[:, :, context_frames:], sigmas, sigma_power)
 
 
 def logit_normal_sigmas(

@@ -125,7 +125,7 @@ def make_transformer(out: Path, recipe: dict[str, Any]) -> None:
 def _trainer(out: Path, recipe: dict[str, Any]) -> tuple[Trainer, DitObjective]:
     numbers = recipe["transformer"]
     conditioner = _frozen_conditioner(out, recipe)
-    model = new_transformer(recipe["seed"] + 41, numbers.get("geometry"))
+    model = new_transformer(recipe["seed"] + 41, conditioner, numbers.get("geometry"))
     settings = LoopSettings(
         steps=numbers["steps"],
         learning_rate=numbers["learning_rate"],

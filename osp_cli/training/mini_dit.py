@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.conditioning.vlm import QwenVLConditioner
-from osp_cli.models.latent_projector import LatentProjector
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame
 from osp_cli.training.losses import continuation_loss, flash_loss, logit_normal_sigmas
 from osp_cli.training.mini_data import Shard, load_shard
+from osp_cli.training.mini_start import start_as_still
 from osp_cli.training.trainer import step_generator
 
 GEOMETRY = {
@@ -37,11 +37,10 @@ GEOMETRY = {
     "position_channels": 24,
     "rope_max_seq_len": 256,
 }
-# Where image tokens are dropped, N latent frames share phi(s) = -k s but not their noise: s is
-# then known at t = 1 up to a variance of 1 / (1 + N k^2). With k = 2 and 13 frames that is 17 dB
-# below the picture, and no fewer than 5 frames are ever shown. A larger k would leave the cutoff
-# nothing to do.
-PROJECTION_GAIN = 2.0
+
+# The error of the predicted clip counts, not the velocity's: the start divides by t, and a sample
+# without image tokens would otherwise weigh a hundred times as much at t = 0.1 as one with them.
+SIGMA_POWER = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,64 +61,23 @@ class Mixture:
 
     batch_size: int = 12
     caption_drop: float = 0.1
-    image_token_drop: float = 0.25
-    image_token_blur: float = 0.2
+    image_token_drop: float = 0.15
+    image_token_blur: float = 0.25
     cutoff: tuple[float, float] = (0.05, 0.95)
     continuation: float = 0.12
     text_to_video: float = 0.02
     whole_from: float = 0.85
-    plain_until: float = 0.35
+    plain_until: float = 0.3
 
 
 def new_transformer(
-    seed: int, geometry: dict[str, int] | None = None
+    seed: int, conditioner: QwenVLConditioner, geometry: dict[str, int] | None = None
 ) -> FlashI2VTransformer3DModel:
-    """A model that starts near the solution's trivial part, so that training begins with the
-    rest."""
+    """A model that, with its adapters, starts as a still clip of its picture (`mini_start`)."""
     torch.manual_seed(seed)
     model = FlashI2VTransformer3DModel(**(geometry or GEOMETRY))
-    start_as_identity(model.learnable_proj, PROJECTION_GAIN)
-    _start_as_pass_through(model)
+    start_as_still(model, conditioner)
     return model
-
-
-def start_as_identity(projector: LatentProjector, gain: float) -> None:
-    """phi(s) = -gain s exactly, since silu(x) - silu(-x) = x.
-
-    The paper starts from phi = 0 to keep a pretrained parent's distribution. Here there is no
-    parent, and a shift that already carries the picture saves the steps in which it would be found.
-    """
-    first, last = projector.proj[0], projector.proj[2]
-    channels = first.in_channels
-    if first.out_channels < 2 * channels:
-        raise ValueError(f"the identity needs {2 * channels} projection channels")
-    centre = tuple(size // 2 for size in first.kernel_size)
-    with torch.no_grad():
-        for layer in (first, last):
-            layer.weight.mul_(0.1)
-            nn.init.zeros_(layer.bias)
-        nn.init.zeros_(last.weight)
-        for channel in range(channels):
-            for row, sign in ((channel, 1.0), (channels + channel, -1.0)):
-                first.weight[row] = 0.0
-                first.weight[(row, channel, *centre)] = sign
-                last.weight[(channel, row, *centre)] = -gain * sign
-
-
-def _start_as_pass_through(model: FlashI2VTransformer3DModel) -> None:
-    """Orthonormal patch embedding, its transpose at the exit: noise passes through from the first
-    step."""
-    embedding, exit_ = model.patch_embedding, model.proj_out
-    with torch.no_grad():
-        nn.init.orthogonal_(embedding.weight.flatten(1))
-        square = torch.empty(embedding.weight.shape[0], embedding.weight[0].numel())
-        nn.init.orthogonal_(square)
-        embedding.weight.copy_(square.reshape(embedding.weight.shape))
-        # Output order is (patch, channel), the convolution's is (channel, patch).
-        exit_.weight.copy_(
-            0.4 * embedding.weight.permute(2, 3, 4, 1, 0).reshape(exit_.weight.shape)
-        )
-        nn.init.zeros_(exit_.bias)
 
 
 class Pool:
@@ -197,7 +155,7 @@ class DitObjective:
         return self._image_to_video(generator, whole, plain)
 
     def _image_to_video(self, generator: torch.Generator, whole: bool, plain: bool) -> Tensor:
-        frames = 13 if whole else (5, 6, 6, 8)[_randint(generator, 4)]
+        frames = 13 if whole else (4, 5, 6, 8)[_randint(generator, 4)]
         batch = self._draw(generator, frames, ("both", "picture"), plain)
         indices = _choose_frames(generator, batch.latents.shape[2], frames)
         latents = batch.latents[:, :, indices].float()
@@ -217,7 +175,7 @@ class DitObjective:
 
         noise = torch.randn(latents.shape, generator=generator)
         projected = project_first_frame(self.model, batch.first)
-        return flash_loss(velocity, latents, noise, sigmas, projected)
+        return flash_loss(velocity, latents, noise, sigmas, projected, SIGMA_POWER)
 
     def _continuation(self, generator: torch.Generator, whole: bool, plain: bool) -> Tensor:
         context_frames = 1 + _randint(generator, 3)
@@ -236,7 +194,7 @@ class DitObjective:
             return self._velocity(noisy, timestep, context, torch.zeros_like(noisy), indices)
 
         noise = torch.randn(latents.shape, generator=generator)
-        return continuation_loss(velocity, latents, noise, sigmas, context_frames)
+        return continuation_loss(velocity, latents, noise, sigmas, context_frames, SIGMA_POWER)
 
     def _text_to_video(self, generator: torch.Generator, plain: bool) -> Tensor:
         batch = self._draw(generator, 4, ("prompt", "nothing"), plain)
@@ -250,7 +208,7 @@ class DitObjective:
             return self._velocity(noisy, sigmas * 1000, context, zeros, indices)
 
         noise = torch.randn(latents.shape, generator=generator)
-        return flash_loss(velocity, latents, noise, sigmas, None)
+        return flash_loss(velocity, latents, noise, sigmas, None, SIGMA_POWER)
 
     def _without_image(self, batch: Batch) -> Tensor:
         dropped = torch.zeros(len(batch.first), dtype=torch.bool)
