@@ -1,0 +1,57 @@
+"""What our hooks on diffusers' hook registry share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
+from torch import nn
+
+# The pass that stands for its step; the other passes of guidance have other names.
+LEADING_CONTEXT = "cond"
+
+
+class ContextHook(ModelHook):
+    """A hook that knows in which `cache_context` it is called."""
+
+    _is_stateful = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Nothing is kept there: diffusers tells the context to hooks that hold a state manager.
+        self._contexts = StateManager(BaseState)
+
+    @property
+    def context(self) -> str:
+        """Name of the present context.
+
+        Raises:
+            ValueError: The model is called outside of any.
+        """
+        return str(self._contexts.context.name)
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        return module
+
+
+def register(module: nn.Module, hook: ModelHook, name: str) -> None:
+    """Put `hook` around what `module` computes; call `hooks_changed` on the model afterwards."""
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+
+
+def has_hook(module: nn.Module, name: str) -> bool:
+    """Whether `module` itself carries a hook of that name."""
+    return HookRegistry.check_if_exists_or_initialize(module).get_hook(name) is not None
+
+
+def remove(model: nn.Module, *names: str) -> None:
+    """Take the hooks of these names off `model` and all of its parts, where there are any."""
+    registry: Any = HookRegistry.check_if_exists_or_initialize(model)
+    for name in names:
+        registry.remove_hook(name, recurse=True)
+    hooks_changed(model)
+
+
+def hooks_changed(model: nn.Module) -> None:
+    """`cache_context` keeps a list of the hooked parts of a model, which is stale now."""
+    HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
