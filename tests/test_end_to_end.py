@@ -125,7 +125,7 @@ def test_json_lines_tell_the_run(osp):
     assert events[-2]["path"] == "chelsea-5.mp4"
     assert events[-2]["bytes"] == Path("chelsea-5.mp4").stat().st_size
     timings = events[-1]["timings"]
-    assert set(timings) == {"imports", "load", "condition", "sample", "decode", "encode"}
+    assert set(timings) == {"imports", "load", "condition", "sampling", "decode", "encode"}
     assert sum(timings.values()) <= events[-1]["seconds"]
 
 

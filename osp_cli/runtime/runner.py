@@ -47,7 +47,7 @@ def run(request: GenerateRequest) -> Iterator[Event]:
             elif isinstance(event, StageFinished):
                 timings[event.name] = event.seconds
             elif isinstance(event, StepDone):
-                timings["sample"] = timings.get("sample", 0.0) + event.seconds
+                timings["sampling"] = timings.get("sampling", 0.0) + event.seconds
             if not isinstance(event, FramesReady):
                 yield event
     except (RuntimeError, MemoryError) as error:

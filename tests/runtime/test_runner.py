@@ -81,9 +81,9 @@ def test_the_timings_are_those_of_the_stages(request_for):
     events = list(run(request_for()))
     elapsed = time.perf_counter() - started
     [done] = of(events, Done)
-    assert set(done.timings) == {"load", "condition", "sample", "decode", "encode"}
+    assert set(done.timings) == {"load", "condition", "sampling", "decode", "encode"}
     assert done.timings["load"] == pytest.approx(sum(e.seconds for e in of(events, Loaded)))
-    assert done.timings["sample"] == pytest.approx(sum(e.seconds for e in of(events, StepDone)))
+    assert done.timings["sampling"] == pytest.approx(sum(e.seconds for e in of(events, StepDone)))
     for stage in of(events, StageFinished):
         assert done.timings[stage.name] == stage.seconds
     assert all(seconds > 0 for seconds in done.timings.values())
