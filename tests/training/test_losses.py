@@ -76,6 +76,21 @@ def test_the_shift_moves_the_input_and_not_the_target(sample):
     assert off.item() == pytest.approx(0.09, rel=1e-4)
 
 
+def test_a_power_of_two_scores_the_clip_that_the_velocity_points_at(sample):
+    x, eps, sigmas, phi = sample
+    t = sigmas.reshape(-1, 1, 1, 1, 1)
+    z = add_noise(x, eps, t)
+    predicted = z - t * curved(z - phi)
+    loss = flash_loss(curved, x, eps, sigmas, phi, 2.0)
+    torch.testing.assert_close(loss, (predicted - x).square().mean())
+    # The same of a continuation, over what it scores.
+    noisy = z.clone()
+    noisy[:, :, :2] = x[:, :, :2]
+    later = (z - t * curved(noisy) - x)[:, :, 2:]
+    loss = continuation_loss(curved, x, eps, sigmas, 2, 2.0)
+    torch.testing.assert_close(loss, later.square().mean())
+
+
 def test_gradients_reach_phi(sample):
     x, eps, sigmas, phi = sample
     phi.requires_grad_(True)
