@@ -26,13 +26,13 @@ from osp_cli.training.mini_start import start_as_still
 from osp_cli.training.trainer import step_generator
 
 GEOMETRY = {
-    "num_attention_heads": 8,
+    "num_attention_heads": 15,
     "attention_head_dim": 32,
     "in_channels": 48,
     "out_channels": 48,
-    "text_dim": 256,
-    "ffn_dim": 1024,
-    "num_layers": 6,
+    "text_dim": 480,
+    "ffn_dim": 960,
+    "num_layers": 4,
     "projection_channels": 128,
     "position_channels": 24,
     "rope_max_seq_len": 256,
@@ -61,12 +61,12 @@ class Mixture:
 
     batch_size: int = 12
     caption_drop: float = 0.1
-    image_token_drop: float = 0.15
+    image_token_drop: float = 0.08
     image_token_blur: float = 0.25
     cutoff: tuple[float, float] = (0.05, 0.95)
-    continuation: float = 0.12
-    text_to_video: float = 0.02
-    whole_from: float = 0.85
+    continuation: float = 0.06
+    text_to_video: float = 0.01
+    whole_from: float = 0.9
     plain_until: float = 0.3
 
 

@@ -2,14 +2,18 @@
 
 A model of this size has no pretrained parent to start from, and finding out how to copy a picture
 costs it most of a short training. That part has a closed form, so it is written into the weights
-before the first step; what is left to learn is what moves and how it is painted. Every weight
-stays free.
+before the first step; what is left to learn is what moves and how it is painted. The maps that
+bring image tokens to the first block stay as they are (a step there moves the whole picture, since
+their hidden units sit far up on a GELU); every other weight is free.
 
 The velocity of a still clip is v = (z + phi - x) / t with x = s. The start computes it exactly
 where the image tokens are there: the patch embedding passes the shifted latents through, the
 cross-attention of the first block finds the image token at its own place (both know their sine
 coordinates) and subtracts (k + 1) s, and the exit's modulation divides by t. Constant channels
 beside the content keep the layer norms from measuring it.
+
+Channels, in order: the content (t times the velocity), a copy of s for later blocks to paint and to
+move, position features with both signs, free ones, 16 constants.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from osp_cli.conditioning.image_tokens import POSITION_FEATURES
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.latent_projector import LatentProjector
@@ -26,12 +31,13 @@ from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 # Fourier features, hence the cutoff, nothing to do.
 PROJECTION_GAIN = 1.0
 
-_PLANE_FEATURES = 16  # sine coordinates of x and y, as image tokens carry them
 _POSITION_SCALE = 6.0
 _CONSTANT = 14.0
+_COPY_SCALE = 0.5  # small beside the constants, so that norms hardly see it
 _TOKEN_SCALE = 0.2  # keeps tokens where a shifted GELU is straight
 _GELU_BIAS = 5.0
 _ATTENTION_SCALE = 2.24  # squared: a neighbouring token gets e^-6 of the right one's weight
+_LATER_SCALE = 1.3  # e^-2: later blocks look around themselves, to learn where to look
 _TIME_SCALE = 0.5
 _SMALLEST_TIME = 0.06
 
@@ -41,14 +47,16 @@ def start_as_still(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditi
     """Writes the start into a model and its adapters.
 
     Raises:
-        ValueError: the geometry has no room: the width must hold a patch, two channels for each
-            position feature and 16 constants.
+        ValueError: the geometry has no room: the width must hold a patch twice, two channels for
+            each position feature and 16 constants, and positions must be those of image tokens.
     """
     content = model.config.in_channels * model.config.patch_size[1] * model.config.patch_size[2]
     width = model.proj_out.in_features
     positions = model.config.position_channels
-    if content + 2 * positions + 16 > width or model.config.text_dim != width:
-        raise ValueError(f"width {width} cannot hold {content} + 2 * {positions} + 16 channels")
+    if 2 * (content + positions) + 16 > width or model.config.text_dim != width:
+        raise ValueError(f"width {width} cannot hold 2 * ({content} + {positions}) + 16 channels")
+    if positions * 2 // 3 != POSITION_FEATURES:
+        raise ValueError(f"position_channels must be {POSITION_FEATURES * 3 // 2}, got {positions}")
     start_as_identity(model.learnable_proj, PROJECTION_GAIN)
     _start_embedding(model, content)
     _start_blocks(model)
@@ -58,7 +66,9 @@ def start_as_still(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditi
     _pass_through(conditioner.image_adapter.fc1, conditioner.image_adapter.fc2, content, True)
     embedder = model.condition_embedder.text_embedder
     _pass_through(embedder.linear_1, embedder.linear_2, content, False)
-    _keep_clear(conditioner.adapter, content + _PLANE_FEATURES)
+    _keep_clear(conditioner.adapter, content + POSITION_FEATURES)
+    conditioner.image_adapter.requires_grad_(False)
+    embedder.requires_grad_(False)
 
 
 def start_as_identity(projector: LatentProjector, gain: float) -> None:
@@ -92,8 +102,8 @@ def _start_embedding(model: FlashI2VTransformer3DModel, content: int) -> None:
     embedding.bias[-8:] = -_CONSTANT
     for feature in range(positions.in_features):
         # Both signs: their sum is zero, so the layer norm's mean stays where it is.
-        positions.weight[content + 2 * feature, feature] = _POSITION_SCALE
-        positions.weight[content + 2 * feature + 1, feature] = -_POSITION_SCALE
+        positions.weight[2 * (content + feature), feature] = _POSITION_SCALE
+        positions.weight[2 * (content + feature) + 1, feature] = -_POSITION_SCALE
 
 
 def _start_blocks(model: FlashI2VTransformer3DModel) -> None:
@@ -110,34 +120,37 @@ def _start_blocks(model: FlashI2VTransformer3DModel) -> None:
 
 
 def _start_lookup(model: FlashI2VTransformer3DModel, content: int) -> None:
-    """Every block may look at the picture at its own place; the first subtracts (k + 1) s there."""
+    """Every block may look at the picture at its own place; the first acts on what it finds."""
     size = model.config.attention_head_dim
+    heads = -(-content // size)
     for number, block in enumerate(model.blocks):
-        # The first block needs the heads that carry the content, the others keep half for language.
-        heads = content // size if number == 0 else model.config.num_attention_heads // 2
-        _look_at_own_place(block.attn2, content, heads, size)
-    attention = model.blocks[0].attn2
-    attention.to_v.weight[:content] = 0.0
-    attention.to_v.weight[:content, :content] = torch.eye(content)
-    nn.init.zeros_(attention.to_v.bias)
-    strength = -(PROJECTION_GAIN + 1) / _TOKEN_SCALE
-    attention.to_out[0].weight[:content, :content] = strength * torch.eye(content)
+        scale = _LATER_SCALE if number else _ATTENTION_SCALE
+        _look_at_own_place(block.attn2, content, heads, size, scale)
+    written = model.blocks[0].attn2.to_out[0].weight
+    channels = torch.arange(content)
+    written[channels, channels] = -(PROJECTION_GAIN + 1) / _TOKEN_SCALE
+    written[channels + content, channels] = _COPY_SCALE / _TOKEN_SCALE
 
 
-def _look_at_own_place(attention: nn.Module, content: int, heads: int, size: int) -> None:
-    """Queries and keys of some heads are the plane features of both sides."""
+def _look_at_own_place(
+    attention: nn.Module, content: int, heads: int, size: int, scale: float
+) -> None:
+    """Queries and keys of some heads are the plane features of both sides, values the picture."""
     used = heads * size
     for layer in (attention.to_q, attention.to_k):
         nn.init.normal_(layer.weight[:used], std=1e-3)
         nn.init.zeros_(layer.bias[:used])
     for head in range(heads):
-        for feature in range(min(_PLANE_FEATURES, size)):
+        for feature in range(min(POSITION_FEATURES, size)):
             row = head * size + feature
-            attention.to_q.weight[row, content + 2 * feature] = 0.5
-            attention.to_q.weight[row, content + 2 * feature + 1] = -0.5
+            attention.to_q.weight[row, 2 * (content + feature)] = 0.5
+            attention.to_q.weight[row, 2 * (content + feature) + 1] = -0.5
             attention.to_k.weight[row, content + feature] = 1.0
-    nn.init.constant_(attention.norm_q.weight[:used], _ATTENTION_SCALE)
-    nn.init.constant_(attention.norm_k.weight[:used], _ATTENTION_SCALE)
+    nn.init.constant_(attention.norm_q.weight[:used], scale)
+    nn.init.constant_(attention.norm_k.weight[:used], scale)
+    attention.to_v.weight[:content] = 0.0
+    attention.to_v.weight[:content, :content] = torch.eye(content)
+    nn.init.zeros_(attention.to_v.bias)
 
 
 def _start_exit(model: FlashI2VTransformer3DModel, content: int) -> None:
@@ -185,7 +198,7 @@ def _fit_reciprocal(model: FlashI2VTransformer3DModel) -> tuple[Tensor, Tensor]:
 
 def _pass_through(first: nn.Linear, last: nn.Linear, content: int, scale: bool) -> None:
     """Content and plane features pass a GELU where it is straight; the other channels are free."""
-    used = content + _PLANE_FEATURES
+    used = content + POSITION_FEATURES
     first.weight[:used] = 0.0
     first.weight[:used, :used] = torch.eye(used)
     if scale:

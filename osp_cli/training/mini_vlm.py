@@ -238,7 +238,7 @@ def load_vlm(folder: Path) -> Qwen2_5_VLModel:
     return model.eval().requires_grad_(False)
 
 
-def new_conditioner(seed: int, text_dim: int = 256) -> QwenVLConditioner:
+def new_conditioner(seed: int, text_dim: int = 480, latent_channels: int = 48) -> QwenVLConditioner:
     """The embedded conditioning before any training."""
     tokenizer = build_tokenizer(seed)
     return QwenVLConditioner(
@@ -246,7 +246,7 @@ def new_conditioner(seed: int, text_dim: int = 256) -> QwenVLConditioner:
         tokenizer,
         build_image_processor(),
         FeatureAdapter(128, text_dim, text_dim),
-        FeatureAdapter(4 * 48 + POSITION_FEATURES, text_dim, text_dim),
+        FeatureAdapter(4 * latent_channels + POSITION_FEATURES, text_dim, text_dim),
         max_sequence_length=MAX_SEQUENCE_LENGTH,
         image_token_patch=2,
         image_token_positions=True,
