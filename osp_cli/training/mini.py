@@ -27,6 +27,7 @@ from osp_cli.registry import presets_dir
 from osp_cli.training.codec import fit_transform, train_refinement
 from osp_cli.training.mini_data import load_shard, render_shard, save_shard
 from osp_cli.training.mini_dit import (
+    GEOMETRY,
     DitObjective,
     Mixture,
     Pool,
@@ -146,7 +147,8 @@ def _trainer(out: Path, recipe: dict[str, Any]) -> tuple[Trainer, DitObjective]:
 
 
 def _frozen_conditioner(out: Path, recipe: dict[str, Any]) -> QwenVLConditioner:
-    conditioner = new_conditioner(recipe["seed"])
+    geometry = recipe["transformer"].get("geometry", GEOMETRY)
+    conditioner = new_conditioner(recipe["seed"], geometry["text_dim"], geometry["in_channels"])
     conditioner.model = load_vlm(out / "text_encoder")
     return conditioner
 
