@@ -165,7 +165,7 @@ def export(out: Path, recipe: dict[str, Any]) -> None:
     _save_bf16(objective.model, part / "transformer")
     _save_bf16(conditioner.adapter, part / "adapter")
     _save_bf16(conditioner.image_adapter, part / "image_adapter")
-    shutil.copytree(out / "vae", part / "vae")
+    _save_bf16(_read_codec(out / "vae"), part / "vae")
     shutil.copytree(out / "text_encoder", part / "text_encoder")
     (part / "text_encoder" / "accuracy.json").unlink()
     card = training_card(out, recipe, trainer)
@@ -195,7 +195,9 @@ def training_card(out: Path, recipe: dict[str, Any], trainer: Trainer) -> dict[s
 def _read_codec(folder: Path) -> AutoencoderLinear:
     """What `_save_whole` wrote, in fp32. Not `from_pretrained`, which would note the folder in the
     config, and so in the model that ships."""
-    model = AutoencoderLinear.from_config(AutoencoderLinear.load_config(folder))
+    config = dict(AutoencoderLinear.load_config(folder))
+    config.pop("_name_or_path", None)
+    model = AutoencoderLinear.from_config(config)
     load_model(model, folder / "diffusion_pytorch_model.safetensors")
     return model
 

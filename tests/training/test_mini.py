@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -171,9 +172,16 @@ def test_the_pool_is_encoded_by_the_codec_that_ships(made):
     assert transform.refinement.exit.weight.abs().max() == 0
 
 
-def test_what_ships_does_not_know_where_it_was_made(made):
+def test_what_ships_does_not_know_where_it_was_made(made, tmp_path):
     for name, content in contents(made / "osp-mini").items():
         assert str(made.parent).encode() not in content, name
+    # Not even when the codec came from elsewhere, and says so.
+    run = tmp_path / "run"
+    shutil.copytree(made, run)
+    config = json.loads((run / "vae" / "config.json").read_text())
+    (run / "vae" / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me"}))
+    make(run, RECIPE)
+    assert contents(run / "osp-mini") == contents(made / "osp-mini")
 
 
 def test_the_same_seed_makes_the_same_bytes(made, tmp_path):
