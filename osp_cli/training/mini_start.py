@@ -61,6 +61,7 @@ def start_as_still(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditi
     _start_embedding(model, content)
     _start_blocks(model)
     _start_lookup(model, content)
+    _start_reading(model, content)
     _start_exit(model, content)
     assert conditioner.image_adapter is not None
     _pass_through(conditioner.image_adapter.fc1, conditioner.image_adapter.fc2, content, True)
@@ -151,6 +152,21 @@ def _look_at_own_place(
     attention.to_v.weight[:content] = 0.0
     attention.to_v.weight[:content, :content] = torch.eye(content)
     nn.init.zeros_(attention.to_v.bias)
+
+
+def _start_reading(model: FlashI2VTransformer3DModel, content: int) -> None:
+    """Feed-forward layers read the picture's copy at full size, the constants faintly.
+
+    After a norm the copy is an eighth of what it was and the constants are the largest of all; left
+    so, every hidden unit would sit where the constants put it and bend for nothing.
+    """
+    positions = 2 * model.config.position_channels
+    for block in model.blocks:
+        weight = block.ffn.net[0].proj.weight
+        weight[:, :content] *= 2.0
+        weight[:, content : 2 * content] *= 8.0
+        weight[:, 2 * content : 2 * content + positions] *= 0.3
+        weight[:, -16:] *= 0.3
 
 
 def _start_exit(model: FlashI2VTransformer3DModel, content: int) -> None:
