@@ -42,7 +42,7 @@ class LoopSettings:
     steps: int
     learning_rate: float = 1.5e-3
     matrix_learning_rate: float = 0.02
-    warmup: int = 40
+    warmup: int = 20
     decay_from: float = 0.5
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
