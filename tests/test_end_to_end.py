@@ -161,7 +161,7 @@ def test_the_model_that_ships_is_small():
 
 
 def test_the_first_frame_is_the_photo(osp):
-    """All settings left alone but the seed; for motion and style see benchmarks/mini_promises.py."""
+    """All settings left alone but the seed; for motion and style: benchmarks/mini_promises.py."""
     outcome = osp("generate", "chelsea.png", "the camera pans left", "--seed", "1")
     assert outcome.code == 0, outcome.err
     frames = read_video("chelsea-1.mp4")
