@@ -219,7 +219,9 @@ def test_existing_file_survives_a_failure(tmp_path, frames):
 
 def test_ctrl_c_reaches_us_and_not_ffmpeg_first(tmp_path):
     script = (
-        "import sys, numpy as np\n"
+        "import signal, sys, numpy as np\n"
+        # Started in the background, the suite inherits an ignored Ctrl-C; a terminal's is not.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from osp_cli.media.video import write_video\n"
         "def endless():\n"
         "    frame = np.zeros((64, 64, 3), np.uint8)\n"
