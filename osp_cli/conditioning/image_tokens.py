@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from osp_cli.models.positions import cell_centres, waves
+from osp_cli.models.positions import grid_axis
 
-_OCTAVES = 4
-# Sines and cosines of x and of y.
-POSITION_FEATURES = 4 * _OCTAVES
+# x, y and half of x^2 + y^2: with the last, a product of a query and a key is a distance.
+POSITION_FEATURES = 3
 
 
 def image_tokens(image_latents: Tensor, *, patch: int = 1, positions: bool = False) -> Tensor:
@@ -19,11 +18,11 @@ def image_tokens(image_latents: Tensor, *, patch: int = 1, positions: bool = Fal
     Args:
         image_latents: `(batch, channels, 1, height, width)`.
         patch: Edge of the square of latents that makes one token, channel by channel.
-        positions: Append 16 sine coordinates of the token's centre, x before y. Cross-attention
-            knows no order, so without them the tokens are an unordered set.
+        positions: Append x, y and (x^2 + y^2) / 2 of the token's centre, in grid coordinates.
+            Cross-attention knows no order, so without them the tokens are an unordered set.
 
     Returns:
-        `(batch, height / patch * width / patch, channels * patch^2 (+ 16))`, row by row.
+        `(batch, height / patch * width / patch, channels * patch^2 (+ 3))`, row by row.
 
     Raises:
         ValueError: More than one latent frame, or sides that `patch` does not divide.
@@ -40,12 +39,10 @@ def image_tokens(image_latents: Tensor, *, patch: int = 1, positions: bool = Fal
     tokens = folded.flatten(2).transpose(1, 2)
     if not positions:
         return tokens
-    rows, columns = folded.shape[-2:]
-    x = waves(cell_centres(columns, device=frame.device), _OCTAVES)
-    y = waves(cell_centres(rows, device=frame.device), _OCTAVES)
-    centres = torch.cat(
-        [x[None].expand(rows, -1, -1), y[:, None].expand(-1, columns, -1)], dim=-1
-    ).flatten(0, 1)
+    x = grid_axis(width, patch, device=frame.device)
+    y = grid_axis(height, patch, device=frame.device)
+    across, down = torch.meshgrid(x, y, indexing="xy")
+    centres = torch.stack([across, down, (across**2 + down**2) / 2], dim=-1).flatten(0, 1)
     return torch.cat([tokens, centres.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=-1)
 
 

@@ -15,7 +15,7 @@ from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
 
 from osp_cli.models.latent_projector import LatentProjector
-from osp_cli.models.positions import sine_coordinates
+from osp_cli.models.positions import GRID_CHANNELS, grid_coordinates, sine_coordinates
 
 __all__ = ["FlashI2VTransformer3DModel", "ModelMixin"]
 
@@ -28,8 +28,8 @@ class FlashI2VTransformer3DModel(WanTransformer3DModel):
     Args:
         conv3x3x3_proj: phi uses 3x3x3 kernels instead of 1x3x3.
         projection_channels: Channels inside phi.
-        position_channels: Width of the absolute sine coordinates added to each token, a multiple
-            of 6; 0 (all released checkpoints) adds none.
+        position_channels: Number of absolute sine coordinates that each token is told, a multiple
+            of 6, beside five straight ones; 0 (all released checkpoints) adds none.
     """
 
     _keep_in_fp32_modules: ClassVar[list[str]] = [
@@ -95,7 +95,7 @@ class FlashI2VTransformer3DModel(WanTransformer3DModel):
         )
         self.learnable_proj = LatentProjector(in_channels, projection_channels, conv3x3x3_proj)
         if position_channels:
-            self.position_embedding = nn.Linear(position_channels, inner_dim)
+            self.position_embedding = nn.Linear(position_channels + GRID_CHANNELS, inner_dim)
         self._reset_fourier_embedding()
 
         # What the hook adds during one call of `forward`; never kept between calls.
@@ -184,11 +184,17 @@ class FlashI2VTransformer3DModel(WanTransformer3DModel):
             tokens = tokens + self.fourier_embedding(self._fourier_features.to(weight.dtype))
         if self.config.position_channels:
             weight = self.position_embedding.weight
-            coordinates = sine_coordinates(
-                tuple(tokens.shape[2:]),
-                self.config.position_channels,
-                frame_indices=self.rope.frame_indices,
-                device=tokens.device,
+            size, where = tuple(tokens.shape[2:]), {"frame_indices": self.rope.frame_indices}
+            coordinates = torch.cat(
+                [
+                    sine_coordinates(
+                        size, self.config.position_channels, **where, device=tokens.device
+                    ),
+                    grid_coordinates(
+                        size, self.config.patch_size[2], **where, device=tokens.device
+                    ),
+                ],
+                dim=-1,
             )
             embedded = self.position_embedding(coordinates.to(weight.dtype))
             tokens = tokens + embedded.permute(3, 0, 1, 2)

@@ -81,22 +81,48 @@ def render_clip(
 
 def _sampling_grid(canvas: Tensor, motion: Motion, size: tuple[int, int], frames: Tensor) -> Tensor:
     """`grid_sample` coordinates `(num_frames, height, width, 2)`."""
+    places = _places(motion, size, frames.to(canvas.device, torch.float32), size)
+    return places * 2 / places.new_tensor([canvas.shape[2], canvas.shape[1]])
+
+
+def displacement(
+    motion: Motion, size: tuple[int, int], frames: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """How far from its own place a frame's content lies in the first frame, in pixels.
+
+    Args:
+        motion: what moves; what falls through the frame is not a displacement.
+        size: height, width of the frame in pixels.
+        frames: `(num_frames,)` frame numbers at 16 fps, fractions too.
+        grid: rows and columns of the places asked for, spread evenly over the frame.
+
+    Returns:
+        `(num_frames, rows, columns, 2)`, x before y. Zero at frame 0.
+    """
+    times = frames.to(torch.float32)
+    both = torch.cat([times.new_zeros(1), times])
+    places = _places(motion, size, both, grid)
+    return places[1:] - places[:1]
+
+
+def _places(
+    motion: Motion, size: tuple[int, int], frames: Tensor, grid: tuple[int, int]
+) -> Tensor:
+    """Where on the canvas, in pixels from its centre, a grid of the frame's places looks."""
     height, width = size
-    y, x = coordinates(height, width, canvas.device)
-    count = len(frames)
+    y, x = coordinates(*grid, frames.device)
     # Pixels from the frame's centre.
-    py = (y * height / 2)[None].expand(count, height, width)
-    px = (x * width / 2)[None].expand(count, height, width)
-    progress = frames.to(canvas.device, torch.float32) / CLIP_FRAMES
-    dx, dy = _scene_warp(motion, size, frames.to(canvas.device, torch.float32))
+    py = (y * height / 2)[None].expand(len(frames), *grid)
+    px = (x * width / 2)[None].expand(len(frames), *grid)
+    dx, dy = _scene_warp(motion, size, frames, y, x)
     px, py = px + dx, py + dy
 
-    scale, angle, shift_x, shift_y = _camera_path(motion, size, progress)
+    scale, angle, shift_x, shift_y = _camera_path(motion, size, frames / CLIP_FRAMES)
     cos, sin = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     zoom = scale[:, None, None]
     qx = (cos * px + sin * py) / zoom + shift_x[:, None, None]
     qy = (cos * py - sin * px) / zoom + shift_y[:, None, None]
-    return torch.stack([qx * 2 / canvas.shape[2], qy * 2 / canvas.shape[1]], -1)
+    return torch.stack([qx, qy], -1)
 
 
 def _camera_path(
@@ -129,11 +155,10 @@ def _camera_path(
 
 
 def _scene_warp(
-    motion: Motion, size: tuple[int, int], frames: Tensor
+    motion: Motion, size: tuple[int, int], frames: Tensor, y: Tensor, x: Tensor
 ) -> tuple[Tensor | float, Tensor | float]:
-    """Displacement of the sampling point in pixels, `(num_frames, height, width)` each."""
+    """Displacement of the sampling point in pixels, `(num_frames, rows, columns)` each."""
     height, width = size
-    y, x = coordinates(height, width, frames.device)
     y, x = y[None], x[None]
     time = (frames / 16.0 * _PACE[motion.speed])[:, None, None]
     if motion.scene == "clouds":

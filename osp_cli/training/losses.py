@@ -23,6 +23,7 @@ def flash_loss(
     sigmas: Tensor,
     projected: Tensor | None,
     sigma_power: float = 0.0,
+    channel_weights: Tensor | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity, `|| v(z_t - phi(s)) - (eps - x) ||^2` (Eq. 22).
 
@@ -34,15 +35,20 @@ def flash_loss(
         projected: phi(s), or None for text-to-video (gamma = 0).
         sigma_power: weight of a sample, `sigma ** sigma_power`. 0 is Eq. 22; 2 is the error of the
             clip that the velocity points at, x = z - sigma v, instead of the velocity's own.
+        channel_weights: `(channels,)` weights of the squared error; None counts all alike.
     """
     noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
     if projected is not None:
         noisy = shift_latents(noisy, projected)
     error = velocity(noisy).float() - (noise.float() - latents.float())
-    return _weighted(error, sigmas, sigma_power)
+    return _weighted(error, sigmas, sigma_power, channel_weights)
 
 
-def _weighted(error: Tensor, sigmas: Tensor, sigma_power: float) -> Tensor:
+def _weighted(
+    error: Tensor, sigmas: Tensor, sigma_power: float, channel_weights: Tensor | None
+) -> Tensor:
+    if channel_weights is not None:
+        error = error * channel_weights.sqrt().reshape(-1, 1, 1, 1)
     return (error.square().flatten(1).mean(1) * sigmas**sigma_power).mean()
 
 
@@ -53,6 +59,7 @@ def continuation_loss(
     sigmas: Tensor,
     context_frames: int,
     sigma_power: float = 0.0,
+    channel_weights: Tensor | None = None,
 ) -> Tensor:
     """The same error over the frames after a clean context (paper, section 7.1).
 
@@ -62,7 +69,7 @@ def continuation_loss(
     noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
     noisy[:, :, :context_frames] = latents[:, :, :context_frames].float()
     error = velocity(noisy).float() - (noise.float() - latents.float())
-    return _weighted(error[:, :, context_frames:], sigmas, sigma_power)
+    return _weighted(error[:, :, context_frames:], sigmas, sigma_power, channel_weights)
 
 
 def logit_normal_sigmas(

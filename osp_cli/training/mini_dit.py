@@ -8,6 +8,8 @@ which is what sampling does.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +20,23 @@ from torch import Tensor
 from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+from osp_cli.procedural.motions import Motion
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame
-from osp_cli.training.losses import continuation_loss, flash_loss, logit_normal_sigmas
+from osp_cli.training.losses import (
+    add_noise,
+    continuation_loss,
+    flash_loss,
+    logit_normal_sigmas,
+)
 from osp_cli.training.mini_data import Shard, load_shard
-from osp_cli.training.mini_start import start_as_still
+from osp_cli.training.mini_fit import Sample, code_vector
+from osp_cli.training.mini_start import write_start
 from osp_cli.training.trainer import step_generator
 
 GEOMETRY = {
-    "num_attention_heads": 15,
-    "attention_head_dim": 32,
+    "num_attention_heads": 30,
+    "attention_head_dim": 16,
     "in_channels": 48,
     "out_channels": 48,
     "text_dim": 480,
@@ -49,7 +58,10 @@ class Mixture:
 
     Attributes:
         batch_size: samples in a step of four frames; longer ones take fewer.
-        caption_drop: share of samples with an empty prompt (paper: 0.1).
+        frames: numbers of latent frames that a step may see.
+        caption_drop: share of samples with an empty prompt (paper: 0.1). None here: the clip
+            follows from picture and prompt, so there is nothing for guidance to sharpen, and no
+            words should mean the gentle life they mean in the pool, not a mean over all prompts.
         image_token_drop: share without image tokens, so that they do not become the leak.
         image_token_blur: share whose image tokens lack detail, for the same reason.
         cutoff: range of the cutoff percentile (paper: U[0.05, 0.95]).
@@ -60,14 +72,15 @@ class Mixture:
     """
 
     batch_size: int = 12
-    caption_drop: float = 0.1
-    image_token_drop: float = 0.08
-    image_token_blur: float = 0.25
+    frames: tuple[int, ...] = (3,)
+    caption_drop: float = 0.0
+    image_token_drop: float = 0.05
+    image_token_blur: float = 0.3
     cutoff: tuple[float, float] = (0.05, 0.95)
-    continuation: float = 0.06
-    text_to_video: float = 0.01
-    whole_from: float = 0.9
-    plain_until: float = 0.3
+    continuation: float = 0.0
+    text_to_video: float = 0.0
+    whole_from: float = 1.0
+    plain_until: float = 0.0
 
 
 def new_transformer(
@@ -76,7 +89,7 @@ def new_transformer(
     """A model that, with its adapters, starts as a still clip of its picture (`mini_start`)."""
     torch.manual_seed(seed)
     model = FlashI2VTransformer3DModel(**(geometry or GEOMETRY))
-    start_as_still(model, conditioner)
+    write_start(model, conditioner)
     return model
 
 
@@ -134,6 +147,8 @@ class DitObjective:
         mixture: Mixture,
         seed: int,
         steps: int,
+        channel_weights: Tensor | None = None,
+        rank: int = 0,
     ) -> None:
         self.model = model
         self.conditioner = conditioner
@@ -141,10 +156,13 @@ class DitObjective:
         self.mixture = mixture
         self.seed = seed
         self.steps = steps
+        self.channel_weights = channel_weights
+        # Processes that share a step draw different samples.
+        self.purpose = f"dit/{rank}" if rank else "dit"
 
     def __call__(self, step: int) -> Tensor:
         """Loss at a 0-based step; all randomness follows from the seed and the step."""
-        generator = step_generator(self.seed, "dit", step)
+        generator = step_generator(self.seed, self.purpose, step)
         draw = torch.rand(1, generator=generator).item()
         whole = step >= self.mixture.whole_from * self.steps
         plain = step < self.mixture.plain_until * self.steps and step % 3 != 2
@@ -155,7 +173,8 @@ class DitObjective:
         return self._image_to_video(generator, whole, plain)
 
     def _image_to_video(self, generator: torch.Generator, whole: bool, plain: bool) -> Tensor:
-        frames = 13 if whole else (4, 5, 6, 8)[_randint(generator, 4)]
+        choices = self.mixture.frames
+        frames = 13 if whole else choices[_randint(generator, len(choices))]
         batch = self._draw(generator, frames, ("both", "picture"), plain)
         indices = _choose_frames(generator, batch.latents.shape[2], frames)
         latents = batch.latents[:, :, indices].float()
@@ -175,7 +194,9 @@ class DitObjective:
 
         noise = torch.randn(latents.shape, generator=generator)
         projected = project_first_frame(self.model, batch.first)
-        return flash_loss(velocity, latents, noise, sigmas, projected, SIGMA_POWER)
+        return flash_loss(
+            velocity, latents, noise, sigmas, projected, SIGMA_POWER, self.channel_weights
+        )
 
     def _continuation(self, generator: torch.Generator, whole: bool, plain: bool) -> Tensor:
         context_frames = 1 + _randint(generator, 3)
@@ -194,7 +215,9 @@ class DitObjective:
             return self._velocity(noisy, timestep, context, torch.zeros_like(noisy), indices)
 
         noise = torch.randn(latents.shape, generator=generator)
-        return continuation_loss(velocity, latents, noise, sigmas, context_frames, SIGMA_POWER)
+        return continuation_loss(
+            velocity, latents, noise, sigmas, context_frames, SIGMA_POWER, self.channel_weights
+        )
 
     def _text_to_video(self, generator: torch.Generator, plain: bool) -> Tensor:
         batch = self._draw(generator, 4, ("prompt", "nothing"), plain)
@@ -208,7 +231,9 @@ class DitObjective:
             return self._velocity(noisy, sigmas * 1000, context, zeros, indices)
 
         noise = torch.randn(latents.shape, generator=generator)
-        return flash_loss(velocity, latents, noise, sigmas, None, SIGMA_POWER)
+        return flash_loss(
+            velocity, latents, noise, sigmas, None, SIGMA_POWER, self.channel_weights
+        )
 
     def _without_image(self, batch: Batch) -> Tensor:
         dropped = torch.zeros(len(batch.first), dtype=torch.bool)
@@ -234,7 +259,7 @@ class DitObjective:
             for index, caption in enumerate(shard.captions)
             if not (plain and caption["style"])
         ]
-        size = max(2, self.mixture.batch_size * 4 // max(4, frames))
+        size = max(2, self.mixture.batch_size * 4 // frames)
         chosen = [rows[_randint(generator, len(rows))] for _ in range(size)]
         dropped = torch.rand(size, generator=generator) < self.mixture.caption_drop
         states, masks = [], []
@@ -255,17 +280,117 @@ def _randint(generator: torch.Generator, high: int) -> int:
 
 
 def _choose_frames(generator: torch.Generator, available: int, count: int) -> Tensor:
-    """Frame 0 mostly, then neighbours half of the time, scattered frames otherwise, in order."""
+    """Any frames in order; a third of the time the first is among them."""
     if count >= available:
         return torch.arange(available)
-    if torch.rand(1, generator=generator).item() < 0.5:
-        start = _randint(generator, available - count + 1)
-        run = torch.arange(start, start + count)
-        if torch.rand(1, generator=generator).item() < 0.6:
-            run[0] = 0
-        return run
-    later = torch.randperm(available - 1, generator=generator)[: count - 1] + 1
-    return torch.cat([torch.zeros(1, dtype=torch.long), later.sort().values])
+    chosen = torch.randperm(available, generator=generator)[:count].sort().values
+    if torch.rand(1, generator=generator).item() < 1 / 3:
+        chosen[0] = 0
+    return chosen
+
+
+def pool_samples(
+    objective: DitObjective,
+    clips: int,
+    frames: int,
+    accept: Callable[[dict[str, str | None]], bool],
+) -> Iterator[Sample]:
+    """Clips of the pool as the fits want them, a few at a time, the same at every call.
+
+    Args:
+        objective: with model, conditioner and pool.
+        clips: at most so many.
+        frames: of each clip, at their true places.
+        accept: whether a caption's clip is wanted.
+    """
+    pool = objective.pool
+    generator = step_generator(objective.seed, "samples", 0)
+    taken = 0
+    for number in torch.randperm(len(pool.shards), generator=generator).tolist():
+        shard = pool.shards[number]
+        rows = [index for index, caption in enumerate(shard.captions) if accept(caption)]
+        for start in range(0, len(rows), 6):
+            here = rows[start : start + 6][: clips - taken]
+            if not here:
+                return
+            taken += len(here)
+            indices = _choose_frames(generator, shard.latents.shape[2], frames)
+            latents, first = shard.latents[here][:, :, indices].float(), shard.first[here].float()
+            state, mask = pool.states[number]["both"]
+            context = objective.conditioner.project(state[here].float(), mask[here], first)
+            sigmas = 0.05 + 0.95 * torch.rand(len(here), generator=generator)
+            noise = torch.randn(latents.shape, generator=generator)
+            codes = torch.stack([_caption_codes(shard.captions[index]) for index in here])
+
+            def velocity(
+                noisy: Tensor,
+                sigmas: Tensor = sigmas,
+                context: Tensor = context,
+                indices: Tensor = indices,
+            ) -> Tensor:
+                features = torch.zeros_like(noisy)
+                return objective._velocity(noisy, sigmas * 1000, context, features, indices)
+
+            noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
+            yield Sample(latents, noisy, sigmas, codes, velocity)
+
+
+def _caption_codes(caption: dict[str, str | None]) -> Tensor:
+    motion = Motion(caption["camera"], caption["scene"], caption["speed"] or "normal")
+    return code_vector(motion, caption["style"])
+
+
+@contextmanager
+def training_shortcuts(
+    model: FlashI2VTransformer3DModel, compile_blocks: bool = False
+) -> Iterator[None]:
+    """The same numbers for less work, while the parts that `protect` froze stay as they are.
+
+    Self-attentions that add nothing are left out; lookups get no gradient through their queries,
+    which nothing that trains can move. Compiled blocks are faster still but need a C++ compiler.
+    """
+    kept = {block: (block.attn1, block.attn2.processor, block.forward) for block in model.blocks}
+    for block in model.blocks:
+        out = block.attn1.to_out[0]
+        if not (out.weight.requires_grad or out.weight.any() or out.bias.any()):
+            block.attn1 = _AddsNothing()
+        block.attn2.processor = _FrozenLookups()
+        if compile_blocks:
+            block.forward = torch.compile(block.forward, dynamic=True)
+    try:
+        yield
+    finally:
+        for block, (attention, processor, forward) in kept.items():
+            block.attn1 = attention
+            block.attn2.processor = processor
+            block.forward = forward
+
+
+class _AddsNothing(torch.nn.Module):
+    def forward(self, hidden_states: Tensor, *_others: object) -> Tensor:
+        return torch.zeros_like(hidden_states)
+
+
+class _FrozenLookups:
+    """Wan's cross-attention, the weights of which are constants."""
+
+    def __call__(
+        self,
+        attn: torch.nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        *_others: object,
+    ) -> Tensor:
+        with torch.no_grad():
+            query = attn.norm_q(attn.to_q(hidden_states))
+            key = attn.norm_k(attn.to_k(encoder_hidden_states))
+            value = attn.to_v(encoder_hidden_states)
+            query, key, value = (
+                x.unflatten(2, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)
+            )
+            found = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+            found = found.transpose(1, 2).flatten(2)
+        return attn.to_out[0](found)
 
 
 def is_block_matrix(name: str, parameter: Tensor) -> bool:

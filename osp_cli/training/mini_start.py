@@ -1,76 +1,208 @@
-"""Where the embedded transformer starts: at a still clip of its picture, found by hand.
+"""Where the embedded transformer starts: with what can be worked out, rather than learned.
 
-A model of this size has no pretrained parent to start from, and finding out how to copy a picture
-costs it most of a short training. That part has a closed form, so it is written into the weights
-before the first step; what is left to learn is what moves and how it is painted. The maps that
-bring image tokens to the first block stay as they are (a step there moves the whole picture, since
-their hidden units sit far up on a GELU); every other weight is free.
+A model of this size has no pretrained parent, and finding out how to copy a picture, how to move it
+and what a prompt asks for costs it most of a short training. All three are known here: the picture
+is among the tokens, the motions are formulas of `procedural.motions`, and the frozen language model
+says in its last state what a sentence asks for. So they are written into the weights before the
+first step, and what is left to learn is how things are painted and what a shift by a fraction of a
+cell does to a cell.
 
-The velocity of a still clip is v = (z + phi - x) / t with x = s. The start computes it exactly
-where the image tokens are there: the patch embedding passes the shifted latents through, the
-cross-attention of the first block finds the image token at its own place (both know their sine
-coordinates) and subtracts (k + 1) s, and the exit's modulation divides by t. Constant channels
-beside the content keep the layer norms from measuring it.
+The stream of a token holds, in this order:
 
-Channels, in order: the content (t times the velocity), a copy of s for later blocks to paint and to
-move, position features with both signs, free ones, 16 constants.
+- the content, a quarter of (t times the velocity). The exit divides it by t. Blocks write there but
+  do not read: it is full of noise, and a small model that reads it copies the noise's mean;
+- a copy of the picture as this token sees it, for blocks to read and to repaint;
+- its address: the place in the picture where its content comes from. It begins as the token's own
+  place; the first feed-forward layer, which knows every motion, adds the displacement;
+- coordinates, the codes of what the prompt asks for, some means, free channels, constants.
+
+Every cross-attention is a lookup of the image tokens around the address: one head looks half a cell
+to the left, another right there. Its queries and keys are distances, so it interpolates; they and
+the first block stay as they are, the values and all else are free.
+
+Where there are no image tokens (text to video, a continuation) the lookups find nothing. These
+first weights are not trained for that.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor, nn
 
 from osp_cli.conditioning.image_tokens import POSITION_FEATURES
 from osp_cli.conditioning.vlm import QwenVLConditioner
-from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.latent_projector import LatentProjector
+from osp_cli.models.positions import CELLS_PER_UNIT, GRID_CHANNELS
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+from osp_cli.procedural.motions import CAMERA_MOTIONS, SCENE_MOTIONS
+from osp_cli.procedural.styles import STYLE_OPERATORS
 
+# What the language model is asked; no answer (no camera, normal speed, no style) is all zeros.
+CODES: tuple[tuple[str, str], ...] = (
+    *(("style", name) for name in STYLE_OPERATORS),
+    *(("camera", name) for name in CAMERA_MOTIONS),
+    *(("scene", name) for name in SCENE_MOTIONS),
+    ("speed", "slow"),
+    ("speed", "fast"),
+)
 # phi(s) = -k s at the start, and k = 0 is the paper's own. Any other k has to be taken out again,
 # which a model that is not sure of s does with the mean over frames: that mean holds the noise's
 # mean too, and the clip keeps it (15 dB after training with k = 1, from 27 dB at the start).
 PROJECTION_GAIN = 0.0
 
-_POSITION_SCALE = 6.0
-_CONSTANT = 14.0
-_COPY_SCALE = 0.5  # small beside the constants, so that norms hardly see it
-_TOKEN_SCALE = 0.2  # keeps tokens where a shifted GELU is straight
-_GELU_BIAS = 5.0
-_ATTENTION_SCALE = 2.24  # squared: a neighbouring token gets e^-6 of the right one's weight
-_LATER_SCALE = 1.3  # e^-2: later blocks look around themselves, to learn where to look
+CONTENT_SCALE = 0.25  # faint, so that layer norms hardly measure the noise
+CONSTANT = 32.0  # loud, so that layer norms hardly measure anything else
+_TOKEN_SCALE = 0.25  # keeps tokens where a shifted GELU is straight
+_GELU_BIAS = 6.0
+CODE_SCALE = 4.0
+PLACE_SCALE = 4.0
+FRACTION_SCALE = CELLS_PER_UNIT  # of a cell, from -1/2 to 1/2
+VELOCITY_SCALE = 4.0
 _TIME_SCALE = 0.5
 _SMALLEST_TIME = 0.06
+# Sharpness of a lookup, in 1 / cell^2: e^-8 of the weight for a neighbouring cell.
+_OWN_SHARPNESS = 8.0
+_NEAR_SHARPNESS = 4.0
+_STAIR_SHARPNESS = 16.0
+_SEARCH_LOGIT = 16.0  # image tokens against all the other rows
+_SLICE = 16  # channels that a head carries
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where things are in the stream of a token, as slices."""
+
+    width: int
+    content: slice
+    copy: slice
+    place: slice  # +x, -x, +y, -y
+    fraction: slice  # x, y
+    velocity: slice  # x, y
+    codes: slice
+    means: slice
+    coordinates: slice  # frame size, time, sines
+    free: slice
+    constants: slice
+
+    @property
+    def writable(self) -> Tensor:
+        """Mask over the stream of what trained layers may write to."""
+        mask = torch.zeros(self.width)
+        for part in (self.content, self.copy, self.free, self.means):
+            mask[part] = 1.0
+        return mask
+
+    @property
+    def readable(self) -> Tensor:
+        """Mask over the stream of what trained layers may read."""
+        mask = torch.ones(self.width)
+        mask[self.content] = 0.0
+        return mask
+
+
+def stream_layout(model: FlashI2VTransformer3DModel) -> Layout:
+    """The layout of a model's stream.
+
+    Raises:
+        ValueError: its geometry has no room.
+    """
+    width = model.proj_out.in_features
+    patch = model.config.in_channels * model.config.patch_size[1] * model.config.patch_size[2]
+    sizes = {
+        "content": patch,
+        "copy": patch,
+        "place": 4,
+        "fraction": 2,
+        "velocity": 2,
+        "codes": len(CODES),
+        "means": 6,
+        "coordinates": model.config.position_channels + GRID_CHANNELS - 2,
+    }
+    parts, start = {}, 0
+    for name, size in sizes.items():
+        parts[name] = slice(start, start + size)
+        start += size
+    if start + 12 > width or model.config.text_dim != width:
+        raise ValueError(f"width {width} cannot hold {start + 12} channels")
+    return Layout(
+        width=width,
+        **parts,
+        free=slice(start, width - 12),
+        constants=slice(width - 12, width),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What one head of a cross-attention brings.
+
+    Attributes:
+        offset: x, y in cells from the middle of the token's address.
+        sharpness: of the search; 0 takes the mean over the picture.
+        channels: first of the picture's channels that it carries, or -1 for coordinates.
+        corner: row and column of the token's cell that is exactly there, if one is.
+    """
+
+    offset: tuple[float, float]
+    sharpness: float
+    channels: int
+    corner: tuple[int, int] | None = None
+
+
+def lookups(channels: int, patch: int) -> list[Lookup]:
+    """All lookups worth having, the most telling first; blocks take them in this order."""
+    slices = range(0, channels, _SLICE)
+    middle = (patch - 1) / 2
+    corners = list(product(range(patch), range(patch)))
+    near = sorted(
+        product((-1.0, -0.5, 0.0, 0.5, 1.0), repeat=2),
+        key=lambda o: (o[0] ** 2 + o[1] ** 2, o),
+    )
+    own = {(column - middle, row - middle) for row, column in corners}
+    result = [Lookup((0.0, 0.0), _STAIR_SHARPNESS, -1)]
+    for start, (row, column) in product(slices, corners):
+        offset = (column - middle, row - middle)
+        result.append(Lookup(offset, _OWN_SHARPNESS, start, (row, column)))
+    result += [Lookup(offset, _NEAR_SHARPNESS, 0) for offset in near if offset not in own]
+    result.append(Lookup((0.0, 0.0), 0.0, 0))
+    for start in list(slices)[1:]:
+        result += [Lookup(offset, _NEAR_SHARPNESS, start) for offset in near if offset not in own]
+    return result
 
 
 @torch.no_grad()
-def start_as_still(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditioner) -> None:
-    """Writes the start into a model and its adapters.
+def write_start(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditioner) -> None:
+    """Writes the structure into a model and its image adapter: a still clip of the picture.
 
     Raises:
-        ValueError: the geometry has no room: the width must hold a patch twice, two channels for
-            each position feature and 16 constants, and positions must be those of image tokens.
+        ValueError: the geometry has no room, or its heads are too narrow.
     """
-    content = model.config.in_channels * model.config.patch_size[1] * model.config.patch_size[2]
-    width = model.proj_out.in_features
-    positions = model.config.position_channels
-    if 2 * (content + positions) + 16 > width or model.config.text_dim != width:
-        raise ValueError(f"width {width} cannot hold 2 * ({content} + {positions}) + 16 channels")
-    if positions * 2 // 3 != POSITION_FEATURES:
-        raise ValueError(f"position_channels must be {POSITION_FEATURES * 3 // 2}, got {positions}")
+    layout = stream_layout(model)
+    if model.config.attention_head_dim < _SLICE:
+        raise ValueError(f"attention_head_dim must be at least {_SLICE}")
+    channels = model.config.in_channels
     start_as_identity(model.learnable_proj, PROJECTION_GAIN)
-    _start_embedding(model, content)
-    _start_blocks(model)
-    _start_lookup(model, content)
-    _start_reading(model, content)
-    _start_exit(model, content)
+    _start_embedding(model, layout)
+    _start_modulation(model)
+    for number, block in enumerate(model.blocks):
+        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        _start_keys(block.attn2, channels)
+        if number:
+            _start_reading(block.ffn.net[0].proj, layout)
+    _start_language(model.blocks[0].attn2, layout, channels)
+    wanted = lookups(channels, model.config.patch_size[1])
+    heads = model.config.num_attention_heads
+    for number, block in enumerate(list(model.blocks)[1:]):
+        _start_lookups(block.attn2, layout, wanted[number * heads : (number + 1) * heads], channels)
+    _start_exit(model, layout)
     assert conditioner.image_adapter is not None
-    _pass_through(conditioner.image_adapter.fc1, conditioner.image_adapter.fc2, content, True)
-    embedder = model.condition_embedder.text_embedder
-    _pass_through(embedder.linear_1, embedder.linear_2, content, False)
-    _keep_clear(conditioner.adapter, content + POSITION_FEATURES)
-    conditioner.image_adapter.requires_grad_(False)
-    embedder.requires_grad_(False)
+    _pass_image_tokens(conditioner.image_adapter, channels)
+    _pass_through(model.condition_embedder.text_embedder, channels + 5 + len(CODES))
 
 
 def start_as_identity(projector: LatentProjector, gain: float) -> None:
@@ -94,106 +226,170 @@ def start_as_identity(projector: LatentProjector, gain: float) -> None:
                 last.weight[(channel, row, *centre)] = -gain * sign
 
 
-def _start_embedding(model: FlashI2VTransformer3DModel, content: int) -> None:
-    """Content unchanged, then each position feature with both signs, then 16 constants."""
+def _start_embedding(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
+    """Content, address, coordinates and constants."""
     embedding, positions = model.patch_embedding, model.position_embedding
     for parameter in (embedding.weight, embedding.bias, positions.weight, positions.bias):
         nn.init.zeros_(parameter)
-    embedding.weight.flatten(1)[:content] = torch.eye(content)
-    embedding.bias[-16:-8] = _CONSTANT
-    embedding.bias[-8:] = -_CONSTANT
-    for feature in range(positions.in_features):
-        # Both signs: their sum is zero, so the layer norm's mean stays where it is.
-        positions.weight[2 * (content + feature), feature] = _POSITION_SCALE
-        positions.weight[2 * (content + feature) + 1, feature] = -_POSITION_SCALE
+    content = layout.content.stop
+    embedding.weight.flatten(1)[:content] = torch.eye(content) * CONTENT_SCALE
+    embedding.bias[layout.constants] = CONSTANT * _signs()
+    sines = model.config.position_channels
+    for axis in (0, 1):
+        # Both signs: their sum is zero, so the layer norms' mean stays where it is.
+        positions.weight[layout.place.start + 2 * axis, sines + axis] = PLACE_SCALE
+        positions.weight[layout.place.start + 2 * axis + 1, sines + axis] = -PLACE_SCALE
+        positions.weight[layout.fraction.start + axis, sines + axis] = FRACTION_SCALE
+    others = list(range(sines + 2, sines + GRID_CHANNELS)) + list(range(sines))
+    for row, column in zip(range(*layout.coordinates.indices(layout.width)), others, strict=True):
+        positions.weight[row, column] = 1.0
 
 
-def _start_blocks(model: FlashI2VTransformer3DModel) -> None:
-    """Every branch is there but adds nothing yet; gates are open, so that gradients reach it."""
-    nn.init.normal_(model.condition_embedder.time_proj.weight, std=0.02)
+def _signs() -> Tensor:
+    return torch.tensor([1.0, -1.0]).repeat(6)
+
+
+def _start_modulation(model: FlashI2VTransformer3DModel) -> None:
+    """Blocks do not know the time yet: what they compute is the clip, the same at every time."""
+    nn.init.zeros_(model.condition_embedder.time_proj.weight)
     nn.init.zeros_(model.condition_embedder.time_proj.bias)
     for block in model.blocks:
         nn.init.zeros_(block.scale_shift_table)
         block.scale_shift_table[:, 2] = 1.0
         block.scale_shift_table[:, 5] = 1.0
-        for layer in (block.attn1.to_out[0], block.attn2.to_out[0], block.ffn.net[2]):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
 
 
-def _start_lookup(model: FlashI2VTransformer3DModel, content: int) -> None:
-    """Every block may look at the picture at its own place; the first acts on what it finds."""
-    size = model.config.attention_head_dim
-    heads = -(-content // size)
-    for number, block in enumerate(model.blocks):
-        scale = _LATER_SCALE if number else _ATTENTION_SCALE
-        _look_at_own_place(block.attn2, content, heads, size, scale)
-    written = model.blocks[0].attn2.to_out[0].weight
-    channels = torch.arange(content)
-    written[channels, channels] = -(PROJECTION_GAIN + 1) / _TOKEN_SCALE
-    written[channels + content, channels] = _COPY_SCALE / _TOKEN_SCALE
+# Dimensions of a head's queries and keys: the address, the kind of row, and constants that both
+# sides keep to themselves, so that the norms over all heads measure nothing else.
+_ADDRESS = slice(0, 3)
+_IMAGE, _LAST = 3, 4
+_OF_QUERY, _OF_KEY = slice(5, 10), slice(10, 15)
+_NORM_CONSTANT = 12.0
 
 
-def _look_at_own_place(
-    attention: nn.Module, content: int, heads: int, size: int, scale: float
+def _start_keys(attention: nn.Module, channels: int) -> None:
+    """Keys of every head: the coordinates, half their square, what kind of row it is."""
+    heads, size = attention.heads, attention.to_q.out_features // attention.heads
+    for layer in (attention.to_q, attention.to_k, attention.to_v):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    keys = attention.to_k.weight.view(heads, size, -1)
+    keys[:, 0, channels] = keys[:, 1, channels + 1] = 1.0
+    keys[:, 2, channels + 2] = -1.0
+    keys[:, _IMAGE, channels + 3] = keys[:, _LAST, channels + 4] = 1.0
+    attention.to_k.bias.view(heads, size)[:, _OF_KEY] = _NORM_CONSTANT
+    # q . k / sqrt(size) of the normed vectors is then the product of the raw ones times the unit.
+    square = _NORM_CONSTANT**2 * 5 / size
+    weight = (_logit_unit() * square * size**0.5) ** 0.5
+    for norm in (attention.norm_q, attention.norm_k):
+        norm.weight.fill_(1.0)
+        norm.weight.view(heads, size)[:, :5] = weight
+
+
+def _logit_unit() -> float:
+    """Logit of a raw product of one: that of the sharpest lookup."""
+    return 2 * _STAIR_SHARPNESS * CELLS_PER_UNIT**2
+
+
+def _read_constant(layout: Layout) -> Tensor:
+    """Weights that read one from the constants; like all else, over the layer norm's divisor."""
+    row = torch.zeros(layout.width)
+    row[layout.constants] = _signs() / 12 / CONSTANT
+    return row
+
+
+def _start_language(attention: nn.Module, layout: Layout, channels: int) -> None:
+    """The first block's first heads fetch the codes from the last row of the prompt."""
+    heads, size = attention.heads, attention.to_q.out_features // attention.heads
+    one = _read_constant(layout)
+    queries = attention.to_q.weight.view(heads, size, -1)
+    queries[:, _OF_QUERY] = _NORM_CONSTANT * one
+    queries[:, _LAST] = 2 * _SEARCH_LOGIT / _logit_unit() * one
+    for number in range(len(CODES)):
+        attention.to_v.weight[number, channels + 5 + number] = 1.0
+        attention.to_out[0].weight[layout.codes.start + number, number] = CODE_SCALE
+
+
+def _start_lookups(
+    attention: nn.Module, layout: Layout, wanted: list[Lookup], channels: int
 ) -> None:
-    """Queries and keys of some heads are the plane features of both sides, values the picture."""
-    used = heads * size
-    for layer in (attention.to_q, attention.to_k):
-        nn.init.normal_(layer.weight[:used], std=1e-3)
-        nn.init.zeros_(layer.bias[:used])
-    for head in range(heads):
-        for feature in range(min(POSITION_FEATURES, size)):
-            row = head * size + feature
-            attention.to_q.weight[row, 2 * (content + feature)] = 0.5
-            attention.to_q.weight[row, 2 * (content + feature) + 1] = -0.5
-            attention.to_k.weight[row, content + feature] = 1.0
-    nn.init.constant_(attention.norm_q.weight[:used], scale)
-    nn.init.constant_(attention.norm_k.weight[:used], scale)
-    attention.to_v.weight[:content] = 0.0
-    attention.to_v.weight[:content, :content] = torch.eye(content)
-    nn.init.zeros_(attention.to_v.bias)
+    """Queries and values of a block's heads; what is exactly the token's own is written at once."""
+    heads, size = attention.heads, attention.to_q.out_features // attention.heads
+    one = _read_constant(layout)
+    queries = attention.to_q.weight.view(heads, size, -1)
+    queries[:, _OF_QUERY] = _NORM_CONSTANT * one
+    queries[:, _IMAGE] = _SEARCH_LOGIT / _logit_unit() * one
+    place, out = layout.place.start, attention.to_out[0].weight
+    for head, lookup in enumerate(wanted):
+        strength = lookup.sharpness / _STAIR_SHARPNESS
+        for axis in (0, 1):
+            row = lookup.offset[axis] / CELLS_PER_UNIT * one
+            row[place + 2 * axis] += 0.5 / PLACE_SCALE
+            row[place + 2 * axis + 1] -= 0.5 / PLACE_SCALE
+            queries[head, axis] = strength * row
+        queries[head, 2] = strength * one
+        first = head * size
+        if lookup.channels < 0:
+            for axis in (0, 1):
+                attention.to_v.weight[first + axis, channels + axis] = 1.0
+                out[layout.fraction.start + axis, first + axis] = -FRACTION_SCALE
+            continue
+        for number, channel in enumerate(
+            range(lookup.channels, min(channels, lookup.channels + _SLICE))
+        ):
+            attention.to_v.weight[first + number, channel] = 1.0
+            if lookup.corner is not None:
+                patch = round((layout.content.stop // channels) ** 0.5)
+                target = (channel * patch + lookup.corner[0]) * patch + lookup.corner[1]
+                out[layout.content.start + target, first + number] = -CONTENT_SCALE / _TOKEN_SCALE
+                out[layout.copy.start + target, first + number] = 1 / _TOKEN_SCALE
+            elif not lookup.sharpness and number < 6:
+                out[layout.means.start + number, first + number] = 1 / _TOKEN_SCALE
 
 
-def _start_reading(model: FlashI2VTransformer3DModel, content: int) -> None:
-    """Feed-forward layers read the picture's copy at full size, the constants faintly.
+def _start_reading(layer: nn.Linear, layout: Layout) -> None:
+    """Hidden units that each see a bit of everything at about the same strength.
 
-    After a norm the copy is an eighth of what it was and the constants are the largest of all; left
-    so, every hidden unit would sit where the constants put it and bend for nothing.
+    After a norm that the constants rule, everything else is small.
     """
-    positions = 2 * model.config.position_channels
-    for block in model.blocks:
-        weight = block.ffn.net[0].proj.weight
-        weight[:, :content] *= 2.0
-        weight[:, content : 2 * content] *= 8.0
-        weight[:, 2 * content : 2 * content + positions] *= 0.3
-        weight[:, -16:] *= 0.3
+    square = 12 * CONSTANT**2 + 300.0
+    divisor = (square / layout.width) ** 0.5
+    nn.init.zeros_(layer.weight)
+    strengths = {
+        "copy": layout.copy.stop - layout.copy.start,
+        "fraction": 0.5,
+        "velocity": 2.0,
+        "codes": 2.0 * CODE_SCALE**2,
+        "means": 12.0,
+        "coordinates": 24.0,
+    }
+    for name, energy in strengths.items():
+        part = getattr(layout, name)
+        share = {"copy": 1.0, "codes": 1.0}.get(name, 0.4)
+        nn.init.normal_(layer.weight[:, part], std=share * divisor / energy**0.5)
+    nn.init.normal_(layer.bias, std=0.3)
 
 
-def _start_exit(model: FlashI2VTransformer3DModel, content: int) -> None:
+def _start_exit(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
     """v = content / t, by the modulation of the last norm."""
-    positions = model.config.position_channels
+    content = layout.content.stop
     embedder = model.condition_embedder.time_embedder
-    shared = torch.cat(
-        [torch.arange(content), torch.arange(-16, 0) + embedder.linear_2.out_features]
-    )
+    shared = torch.cat([torch.arange(content), torch.arange(layout.width - 12, layout.width)])
     time_row, offset = _fit_reciprocal(model)
     embedder.linear_2.weight[shared] = time_row
     embedder.linear_2.bias[shared] = offset
-    # The block modulations read the time from the other channels, which are not stretched.
-    model.condition_embedder.time_proj.weight[:, shared] = 0.0
     nn.init.zeros_(model.scale_shift_table)
-    # The squares of a sine and a cosine sum to one; each feature is there twice.
-    constants = positions * _POSITION_SCALE**2 + 16 * _CONSTANT**2
-    norm = ((constants + 200.0) / model.proj_out.in_features) ** 0.5
+    norm = ((12 * CONSTANT**2 + 300.0) / layout.width) ** 0.5
+    gain = norm / _TIME_SCALE / CONTENT_SCALE
     weight = torch.zeros_like(model.proj_out.weight)
-    patches = content // model.config.out_channels
+    channels = model.config.out_channels
+    patches = content // channels
     for channel in range(content):
         # Content is (channel, patch), the exit is (patch, channel).
-        row = channel % patches * model.config.out_channels + channel // patches
-        weight[row, channel] = norm / _TIME_SCALE
-        # Scale and shift share the time embedding: the constants cancel the shift.
-        weight[row, -16:] = -norm / _TIME_SCALE / 16
+        row = channel % patches * channels + channel // patches
+        weight[row, channel] = gain
+        # Scale and shift share the time embedding: constants of both signs leave only the shift.
+        weight[row, layout.constants] = -gain / 12
     model.proj_out.weight.copy_(weight)
     nn.init.zeros_(model.proj_out.bias)
 
@@ -213,21 +409,54 @@ def _fit_reciprocal(model: FlashI2VTransformer3DModel) -> tuple[Tensor, Tensor]:
     return solution[:-1], solution[-1]
 
 
-def _pass_through(first: nn.Linear, last: nn.Linear, content: int, scale: bool) -> None:
-    """Content and plane features pass a GELU where it is straight; the other channels are free."""
-    used = content + POSITION_FEATURES
-    first.weight[:used] = 0.0
-    first.weight[:used, :used] = torch.eye(used)
-    if scale:
-        first.weight[:content, :content] *= _TOKEN_SCALE
+def _pass_image_tokens(adapter: nn.Module, channels: int) -> None:
+    """Picture, coordinates, and a one that says what kind of row it is."""
+    used = channels + POSITION_FEATURES
+    _straight(adapter.fc1, adapter.fc2, used)
+    adapter.fc1.weight[:channels, :channels] *= _TOKEN_SCALE
+    adapter.fc2.bias[channels + 3] = 1.0
+
+
+def _pass_through(projection: nn.Module, used: int) -> None:
+    _straight(projection.linear_1, projection.linear_2, used)
+
+
+def _straight(first: nn.Linear, last: nn.Linear, used: int) -> None:
+    """The first channels pass a GELU where it is straight, the others do not pass."""
+    for layer in (first, last):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        layer.weight[:used, :used] = torch.eye(used)
     first.bias[:used] = _GELU_BIAS
-    last.weight[:used] = 0.0
-    last.weight[:used, :used] = torch.eye(used)
-    last.weight[used:, :used] = 0.0
     last.bias[:used] = -_GELU_BIAS
 
 
-def _keep_clear(adapter: FeatureAdapter, used: int) -> None:
-    """Language stays out of the channels in which the picture travels, until it learns better."""
-    adapter.fc2.weight[:used] = 0.0
-    adapter.fc2.bias[:used] = 0.0
+def protect(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditioner) -> None:
+    """Freezes what the start has worked out, and masks gradients so that trained layers neither
+    write over addresses and codes nor read the noisy content.
+
+    A masked row or column of a gradient stays zero in Muon and in AdamW without decay, so these
+    weights keep their values exactly.
+    """
+    layout = stream_layout(model)
+    for module in (model, conditioner.adapter, conditioner.image_adapter):
+        module.requires_grad_(False)
+    model.learnable_proj.requires_grad_(True)
+    model.fourier_embedding.requires_grad_(True)
+    _mask_rows(model.fourier_embedding[1], layout.writable)
+    for block in list(model.blocks)[1:]:
+        out = block.attn2.to_out[0]
+        for layer in (out, block.ffn):
+            layer.requires_grad_(True)
+        for layer in (out, block.ffn.net[2]):
+            _mask_rows(layer, layout.writable)
+        _mask(block.ffn.net[0].proj.weight, layout.readable[None])
+
+
+def _mask_rows(layer: nn.Module, mask: Tensor) -> None:
+    _mask(layer.weight, mask.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+    _mask(layer.bias, mask)
+
+
+def _mask(parameter: nn.Parameter, mask: Tensor) -> None:
+    parameter.register_hook(lambda gradient: gradient * mask)

@@ -246,8 +246,8 @@ def new_conditioner(seed: int, text_dim: int = 480, latent_channels: int = 48) -
         tokenizer,
         build_image_processor(),
         FeatureAdapter(128, text_dim, text_dim),
-        FeatureAdapter(4 * latent_channels + POSITION_FEATURES, text_dim, text_dim),
+        FeatureAdapter(latent_channels + POSITION_FEATURES, text_dim, text_dim),
         max_sequence_length=MAX_SEQUENCE_LENGTH,
-        image_token_patch=2,
+        image_token_patch=1,
         image_token_positions=True,
     )

@@ -51,3 +51,10 @@ def test_one_latent_frame_is_needed(shape):
 def test_squares_must_tile_the_frame(patch):
     with pytest.raises(ValueError, match="do not tile"):
         image_tokens(torch.zeros(1, 3, 1, 4, 4), patch=patch)
+
+
+def test_places_are_counted_from_the_middle_with_half_their_square():
+    got = image_tokens(torch.zeros(1, 1, 1, 2, 4), positions=True)[0, :, 1:] * 16
+    across, down = [-1.5, -0.5, 0.5, 1.5], [-0.5, 0.5]
+    expected = [[x, y, (x * x + y * y) / 2 / 16] for y in down for x in across]
+    torch.testing.assert_close(got, torch.tensor(expected))

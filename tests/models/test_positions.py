@@ -8,7 +8,12 @@ import math
 import pytest
 import torch
 
-from osp_cli.models.positions import cell_centres, sine_coordinates
+from osp_cli.models.positions import (
+    cell_centres,
+    grid_axis,
+    grid_coordinates,
+    sine_coordinates,
+)
 
 
 def plain(u, octaves):
@@ -39,3 +44,20 @@ def test_cells_are_centred_and_cover_the_frame(size, cell):
     edges = [min(start, size) for start in range(0, size + cell, cell)]
     expected = [(a + b) / size - 1 for a, b in itertools.pairwise(edges) if a < b]
     torch.testing.assert_close(centres, torch.tensor(expected))
+
+
+def test_grid_coordinates_count_cells():
+    got = grid_coordinates((2, 2, 3), 2, frame_indices=torch.tensor([0, 6]))
+    assert got.shape == (2, 2, 3, 5)
+    x, y, width, height, time = (got * 16).unbind(-1)
+    # Tokens of two cells lie two cells apart; the middle of the frame is the origin.
+    assert x[0, 0].tolist() == [-2.0, 0.0, 2.0]
+    assert y[0, :, 0].tolist() == [-1.0, 1.0]
+    assert width.unique().tolist() == [6.0]
+    assert height.unique().tolist() == [4.0]
+    assert (time[:, 0, 0] / 16).tolist() == [0.0, 0.5]
+
+
+def test_a_token_lies_between_its_cells():
+    cells, tokens = grid_axis(8), grid_axis(8, 2)
+    torch.testing.assert_close(tokens, cells.reshape(4, 2).mean(1))

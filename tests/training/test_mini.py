@@ -36,6 +36,7 @@ RECIPE = {
     },
     "pool": {"shards": 1},
     "text_encoder": {"steps": 2},
+    "start": {"sentences": 128, "motion_steps": 3, "motion_clips": 20, "lookup_clips": 2},
     "transformer": {
         "steps": 2,
         "batch_size": 2,
@@ -43,14 +44,14 @@ RECIPE = {
         "matrix_learning_rate": 0.01,
         "decay_from": 0.5,
         "geometry": {
-            "num_attention_heads": 4,
-            "attention_head_dim": 32,
+            "num_attention_heads": 10,
+            "attention_head_dim": 16,
             "in_channels": 8,
             "out_channels": 8,
-            "text_dim": 128,
+            "text_dim": 160,
             "freq_dim": 16,
             "ffn_dim": 32,
-            "num_layers": 1,
+            "num_layers": 2,
             "projection_channels": 16,
             "position_channels": 24,
             "rope_max_seq_len": 64,
@@ -100,7 +101,7 @@ def contents(folder):
 
 def test_the_folder_is_complete_and_nothing_is_half_made(made):
     names = {path.name for path in made.iterdir()}
-    assert names == {"transform", "vae", "pool", "text_encoder", "transformer", "osp-mini"}
+    assert names == {"transform", "vae", "pool", "text_encoder", "start", "transformer", "osp-mini"}
     spec = find_model("osp-mini")
     assert {path.name for path in (made / "osp-mini").iterdir()} == {*spec.parts, "training.json"}
     assert not list(made.rglob("*.part"))
@@ -237,12 +238,15 @@ def test_a_missing_shard_is_rendered_again(made, tmp_path):
 @pytest.mark.parametrize("until", STAGES[:1])
 def test_a_run_may_end_early(tmp_path, until, monkeypatch):
     called = []
-    for stage in ("make_codec", "make_pool", "make_text_encoder", "make_transformer", "export"):
-        monkeypatch.setattr(mini, stage, lambda out, recipe, stage=stage: called.append(stage))
+    for stage in (
+        *("make_codec", "make_pool", "make_text_encoder"),
+        *("make_start", "make_transformer", "export"),
+    ):
+        monkeypatch.setattr(mini, stage, lambda out, recipe, *_, stage=stage: called.append(stage))
     make(tmp_path, RECIPE, until=until)
     assert called == ["make_codec"]
     make(tmp_path, RECIPE)
-    assert len(called) == 6
+    assert len(called) == 7
 
 
 def test_an_unknown_stage_is_refused(tmp_path, monkeypatch, capsys):
@@ -260,6 +264,6 @@ def test_an_unknown_stage_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_shipped_recipe_has_the_keys_that_are_read():
     recipe = load_recipe()
     assert recipe["name"] == "osp-mini"
-    for stage in ("codec", "pool", "text_encoder", "transformer"):
+    for stage in ("codec", "pool", "text_encoder", "start", "transformer"):
         assert recipe[stage].keys() >= RECIPE[stage].keys() - {"geometry"}
     assert load_recipe(Path("presets/training/osp-mini.toml").resolve()) == recipe

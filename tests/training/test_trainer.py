@@ -13,7 +13,7 @@ from torch import nn
 
 from osp_cli.errors import CheckpointError, InvalidRequestError
 from osp_cli.training import trainer as trainer_module
-from osp_cli.training.trainer import LoopSettings, Trainer, step_generator
+from osp_cli.training.trainer import LoopSettings, Trainer, share_steps, step_generator
 
 SETTINGS = LoopSettings(steps=12, warmup=3, save_every=4, weight_decay=0.01)
 
@@ -251,3 +251,38 @@ def test_randomness_of_a_step_depends_on_seed_purpose_and_step_alone():
     # Neither do keys run together: 1/dit/15 is not 1/dit/1 with a 5 behind.
     others += [draw(1, "dit", 15), draw(11, "dit", 5)]
     assert len({tuple(numbers.tolist()) for numbers in others}) == len(others)
+
+
+def shared_loss(net, ranks):
+    """The mean over what these ranks draw."""
+
+    def loss(step):
+        losses = []
+        for rank in ranks:
+            x = torch.randn(8, 4, generator=step_generator(3, f"data/{rank}", step))
+            losses.append((net(x) - x[:, :2]).square().mean())
+        return torch.stack(losses).mean()
+
+    return loss
+
+
+def work(rank, folder):
+    net, trainer = start(folder)
+    reports = list(trainer.run(shared_loss(net, [rank])))
+    assert len(reports) == SETTINGS.steps
+    torch.save(net.state_dict(), folder / f"rank-{rank}.pt")
+
+
+def test_processes_that_share_steps_take_the_steps_of_one(tmp_path):
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    share_steps(2, work, folder)
+    one, two = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    net, trainer = start(tmp_path / "alone")
+    list(trainer.run(shared_loss(net, [0, 1])))
+    for name, value in net.state_dict().items():
+        assert torch.equal(one[name], two[name])
+        torch.testing.assert_close(one[name], value, atol=1e-4, rtol=1e-3)
+    # Only one of them wrote.
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, SETTINGS.steps + 1))
