@@ -56,6 +56,7 @@ class ModelSpec:
             the conditioner has any.
         image_token_positions: image tokens carry sine coordinates.
         has_latent_shifting: the model shifts latents by phi of the first frame (Eq. 16).
+        text_to_video: it can make a video without a picture; a card that does not say so can.
         defaults: values for what the user leaves out, by field name of the request; what
             the card leaves out too is the paper's.
         dtypes: precision of each component's weights.
@@ -82,6 +83,7 @@ class ModelSpec:
     scale_factor_temporal: int
     latent_channels: int
     has_latent_shifting: bool
+    text_to_video: bool = True
     image_token_patch: int
     image_token_positions: bool
     defaults: dict[str, int | float | str]
@@ -272,7 +274,9 @@ class _Table:
             raise self.refuse(key, f"must be one of {', '.join(among)}, got {value!r}")
         return value
 
-    def boolean(self, key: str) -> bool:
+    def boolean(self, key: str, default: bool | None = None) -> bool:
+        if default is not None and key not in self._values:
+            return default
         value: bool = self._take(key, bool, "true or false")
         return value
 
@@ -378,6 +382,7 @@ def _model_spec(path: Path) -> ModelSpec:
         max_sequence_length=card.count("max_sequence_length"),
         style_prompt=card.text("style_prompt", STYLE_PROMPTS),
         has_latent_shifting=card.boolean("has_latent_shifting"),
+        text_to_video=card.boolean("text_to_video", default=True),
         image_token_patch=image_tokens.get("patch", 1),
         image_token_positions=image_tokens.get("positions", False),
         sizes=geometry.sizes("sizes"),

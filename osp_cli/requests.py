@@ -80,7 +80,7 @@ class GenerateRequest:
         spec = find_model(self.model)
         if self.style is not None:
             find_style(self.style)
-        self._check_input()
+        self._check_input(spec)
         self._check_dials()
         self._check_frames(spec)
         self._check_size(spec)
@@ -131,7 +131,7 @@ class GenerateRequest:
             "dtype": self.dtype,
         }
 
-    def _check_input(self) -> None:
+    def _check_input(self, spec: ModelSpec) -> None:
         if self.image is None and not self.text_only:
             raise InvalidRequestError(
                 "a picture is missing",
@@ -144,6 +144,11 @@ class GenerateRequest:
             )
         if self.text_only and not self.prompt.strip():
             raise InvalidRequestError("--text needs a prompt, got an empty one")
+        if self.text_only and not spec.text_to_video:
+            raise InvalidRequestError(
+                f"{spec.name} moves pictures, it cannot invent one: give it a picture",
+                hint=f'osp generate photo.jpg "{self.prompt}", or a larger --model with --text',
+            )
         for flag, text in (("PROMPT", self.prompt), ("--negative-prompt", self.negative_prompt)):
             if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise InvalidRequestError(f"{flag} is not valid text: {text!r}")

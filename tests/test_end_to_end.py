@@ -124,10 +124,11 @@ def test_a_portrait_gives_a_portrait(osp):
     assert height > width
 
 
-def test_text_alone_gives_a_video(osp):
+def test_text_alone_is_refused_by_a_model_that_moves_pictures(osp, away):
     outcome = osp("generate", "--text", "drifting clouds", *QUICK)
-    assert (outcome.code, outcome.out) == (0, "drifting-clouds-5.mp4\n")
-    assert shape("drifting-clouds-5.mp4") == (448, 256, 9)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "give it a picture" in outcome.err
+    assert not list(away.glob("*.mp4*"))
 
 
 def test_frames_are_rounded_up_and_said(osp):

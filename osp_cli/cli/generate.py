@@ -22,7 +22,7 @@ Examples:
   osp generate photo.jpg "the camera pans left"
   osp generate photo.jpg "snow falls" --style ghibli --seed 7
   osp generate photo.jpg @prompt.txt -s ink -o ink.mp4 -y
-  osp generate --text "clouds drift over a lake"
+  osp generate --text "clouds drift over a lake" -m flashi2v-1.3b
 """
 
 

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -100,11 +101,19 @@ def _join(
 ) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     distributed.init_process_group("gloo", meeting, rank=rank, world_size=processes)
     try:
         work(rank, *arguments)
     finally:
         distributed.destroy_process_group()
+
+
+def _end_with_parent(parent: int) -> None:
+    """A process whose parent was killed would train on, unseen, for hours."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
 
 
 class Trainer:

@@ -25,7 +25,7 @@ def open_pipeline(name: str) -> FlashI2VPipeline:
     """The installed model called `name`, on the CPU."""
     spec = find_model(name)
     folder = spec.weights_dir()
-    request = GenerateRequest(image=None, text_only=True, prompt="-", model=name, seed=0)
+    request = GenerateRequest(image=Path("any.png"), model=name, seed=0)
     plan = make_plan(request, spec, size=spec.default_size, device="cpu", weights=folder)
     *_, components = load_components(spec, plan, folder)
     assert isinstance(components, Components)

@@ -137,7 +137,8 @@ def test_json_leaves_the_pixels_out(osp, picture, play):
 
 
 def test_text_needs_no_picture(osp, requests):
-    assert osp("generate", "--text", "Clouds over a lake!", "--seed", "4").code == 0
+    command = ("generate", "--text", "Clouds over a lake!", "--seed", "4")
+    assert osp(*command, "--model", "flashi2v-1.3b").code == 0
     [request] = requests
     assert request.text_only
     assert request.image is None

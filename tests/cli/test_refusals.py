@@ -135,6 +135,13 @@ def test_empty_text(osp):
     assert_refused(osp("generate", "--text", " "), "--text needs a prompt")
 
 
+def test_text_alone_for_a_model_that_needs_a_picture(osp):
+    assert_refused(
+        osp("generate", "--text", "clouds"),
+        "osp-mini moves pictures, it cannot invent one: give it a picture",
+    )
+
+
 def test_unknown_command(osp):
     assert_refused(osp("generat"), "no such command 'generat'. Did you mean 'generate'?")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from pathlib import Path
+
 import pytest
 
 from osp_cli.errors import WontFitError
@@ -25,7 +27,7 @@ def weights(tmp_path):
 
 def plan_for(weights, model="osp-mini", size=None, device="cpu", **changes):
     spec = find_model(model)
-    settings = {"image": None, "text_only": True, "prompt": "x", "seed": 3, "model": model}
+    settings = {"image": Path("x.png"), "prompt": "x", "seed": 3, "model": model}
     request = GenerateRequest(**{**settings, **changes})
     return make_plan(request, spec, size=size or spec.default_size, device=device, weights=weights)
 
