@@ -416,12 +416,12 @@ def fit_straight(
     layout = stream_layout(model)
     entry = model.blocks[number].ffn.net[0].proj
     divisor = (12 * CONSTANT**2 / layout.width) ** 0.5
-    size = layout.copy.stop - layout.copy.start
-    statistics = torch.zeros(len(groups), size + 1, 2 * size + 1, dtype=torch.float64)
+    known = _painted_from(layout)
+    size, outputs = len(known), layout.content.stop
+    statistics = torch.zeros(len(groups), size + 1, size + 1 + outputs, dtype=torch.float64)
     missed = energy = 0.0
     for seen, clip, lacking, codes in _observe(model, number, samples):
-        copy = seen[:, layout.copy] * divisor
-        design = torch.cat([copy, torch.ones(len(copy), 1)], 1)
+        design = torch.cat([seen[:, known] * divisor, torch.ones(len(seen), 1)], 1)
         for index, group in enumerate(groups):
             rows = group.holds(codes)
             if rows.any():
@@ -431,7 +431,7 @@ def fit_straight(
         energy += float(clip.square().sum())
     patch = model.config.patch_size[1] * model.config.patch_size[2]
     ranks = channel_weights.double().sqrt().repeat_interleave(patch)
-    share = min(entry.out_features // len(groups), size)
+    share = min(entry.out_features // len(groups), outputs)
     nn.init.zeros_(entry.weight)
     nn.init.constant_(entry.bias, -_GATE)
     for index, group in enumerate(groups):
@@ -440,12 +440,18 @@ def fit_straight(
         rows = slice(index * share, (index + 1) * share)
         directions, offset = _affine_directions(statistics[index], ranks, share)
         weights, bias = group.gate(_GATE)
-        entry.weight[rows, layout.copy] = directions * divisor
+        entry.weight[rows, known] = directions * divisor
         entry.weight[rows, layout.codes] = weights * divisor
         entry.bias[rows] = bias + offset
     _settle(entry)
     _fit_exit(model, number, samples, repaint_copy)
     return missed / energy
+
+
+def _painted_from(layout: Layout) -> Tensor:
+    """Channels that say how a cell is painted: the picture there, and the means of the whole."""
+    parts = (layout.copy, layout.means)
+    return torch.cat([torch.arange(part.start, part.stop) for part in parts])
 
 
 def _affine_directions(statistics: Tensor, ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -473,27 +479,17 @@ def fit_curved(
     samples: Callable[[], Iterator[Sample]],
     seed: int,
 ) -> float:
-    """Writes a block's feed-forward layer: for every group of clips bends at random places of the
-    copy's strongest components and of the frame, weighted to make what is still missing.
+    """Writes a block's feed-forward layer: for every group of clips bends at random values of each
+    cell's strongest channels and at random places of the frame, weighted to make what is still
+    missing. The strongest channel, light, bends against the picture's mean too.
 
     Arguments and result as for `fit_straight`.
     """
     layout = stream_layout(model)
     entry = model.blocks[number].ffn.net[0].proj
     divisor = (12 * CONSTANT**2 / layout.width) ** 0.5
-    size = layout.copy.stop - layout.copy.start
-    moments = torch.zeros(size + 1, size + 1, dtype=torch.float64)
-    missed = energy = 0.0
-    for seen, clip, lacking, _codes in _observe(model, number, samples):
-        design = torch.cat([seen[:, layout.copy] * divisor, torch.ones(len(seen), 1)], 1)
-        moments += (design.T @ design).double()
-        missed += float(lacking.square().sum())
-        energy += float(clip.square().sum())
-    mean = moments[-1, :-1] / moments[-1, -1]
-    spread = moments[:-1, :-1] / moments[-1, -1] - mean[:, None] * mean
-    values, vectors = torch.linalg.eigh(spread)
-    values, vectors = values.flip(0)[:_COMPONENTS], vectors.flip(1)[:, :_COMPONENTS]
-    units = (vectors / values.sqrt()).T.float()
+    spreads, mean, missing = _copy_spread(model, number, samples)
+    directions = _cell_directions(model, layout, spreads)
     generator = torch.Generator().manual_seed(seed)
     share = entry.out_features // len(groups)
     where = share // 8
@@ -506,22 +502,63 @@ def fit_curved(
         turns = torch.randn(share, generator=generator)
         for unit in range(share):
             row = start + unit
-            sign = 1.0 if unit % 2 else -1.0
             entry.bias[row] = bias + 2.0 * turns[unit]
             if unit < where:
                 part = layout.coordinates
                 random_row = torch.randn(part.stop - part.start, generator=generator)
                 entry.weight[row, part] = random_row * divisor
             else:
-                direction = units[(unit - where) // 2 % len(units)] * 2.0 * sign
-                entry.weight[row, layout.copy] = direction * divisor
-                entry.bias[row] -= float(mean.float() @ direction)
+                sign = 1.0 if turns[unit] < 0 else -1.0
+                direction = sign * 2.0 * directions[(unit - where) % len(directions)]
+                entry.weight[row] += direction * divisor
+                entry.bias[row] -= float(mean @ direction)
     _settle(entry)
     _fit_exit(model, number, samples, False)
-    return missed / energy
+    return missing
 
 
-_COMPONENTS = 16
+def _copy_spread(
+    model: FlashI2VTransformer3DModel, number: int, samples: Callable[[], Iterator[Sample]]
+) -> tuple[Tensor, Tensor, float]:
+    """Deviation and mean of what a layer reads, by channel, and what is missing of the clips."""
+    divisor = (12 * CONSTANT**2 / stream_layout(model).width) ** 0.5
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    missed = energy = 0.0
+    for seen, clip, lacking, _codes in _observe(model, number, samples):
+        read = seen.double() * divisor
+        count += len(read)
+        total, squares = total + read.sum(0), squares + read.square().sum(0)
+        missed += float(lacking.square().sum())
+        energy += float(clip.square().sum())
+    mean = total / count
+    spread = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
+    return spread.float(), mean.float(), missed / energy
+
+
+def _cell_directions(
+    model: FlashI2VTransformer3DModel, layout: Layout, spread: Tensor
+) -> list[Tensor]:
+    """Over the stream, of unit deviation: channels of single cells, the strongest more often."""
+    cells = model.config.patch_size[1] * model.config.patch_size[2]
+    channels = model.config.in_channels
+    result = []
+    for channel, against_mean in _BENDING:
+        for cell in range(cells if channel < channels else 0):
+            direction = torch.zeros(layout.width)
+            place = layout.copy.start + channel * cells + cell
+            direction[place] = 1 / spread[place]
+            if against_mean:
+                direction[layout.means.start + channel] = -1 / spread[place]
+            result.append(direction)
+    return result
+
+
+# Channel, and whether it counts from the picture's mean.
+_BENDING = (
+    *((0, False), (0, True), (1, False), (0, False), (2, False), (0, True), (3, False)),
+    *((0, False), (1, False), (0, True), (2, False), (4, False), (0, False), (0, True)),
+    *((5, False), (0, False)),
+)
 
 
 def _settle(entry: nn.Linear) -> None:
