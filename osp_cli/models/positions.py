@@ -2,8 +2,8 @@
 
 Released checkpoints have none of this; the embedded small model needs it. Rotary positions are
 relative and cross-attention has no positions at all, so neither says where a border is. Sines tell
-places of the frame, whatever its size; grid coordinates count latent cells, so that a sum of a place
-and a displacement is a place again.
+places of the frame, whatever its size; grid coordinates count latent cells, so that a sum of a
+place and a displacement is a place again.
 """
 
 from __future__ import annotations

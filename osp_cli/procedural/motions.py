@@ -105,9 +105,7 @@ def displacement(
     return places[1:] - places[:1]
 
 
-def _places(
-    motion: Motion, size: tuple[int, int], frames: Tensor, grid: tuple[int, int]
-) -> Tensor:
+def _places(motion: Motion, size: tuple[int, int], frames: Tensor, grid: tuple[int, int]) -> Tensor:
     """Where on the canvas, in pixels from its centre, a grid of the frame's places looks."""
     height, width = size
     y, x = coordinates(*grid, frames.device)

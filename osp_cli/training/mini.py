@@ -2,8 +2,8 @@
 
 Stages in order: `codec` (fit the transform, train its refinement), `pool` (render and encode
 clips), `text_encoder` (teach the tiny Qwen2.5-VL its words), `start` (what of the transformer can
-be worked out beforehand), `transformer` (Eq. 22), `export` (the folder that ships). Each but the last is skipped when its result is
-there, so a stopped run goes on where it was.
+be worked out beforehand), `transformer` (Eq. 22), `export` (the folder that ships). Each but the
+last is skipped when its result is there, so a stopped run goes on where it was.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ def load_recipe(path: Path | None = None) -> dict[str, Any]:
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
-def make(
-    out: Path, recipe: dict[str, Any], until: str = "export", processes: int = 1
-) -> Path:
+def make(out: Path, recipe: dict[str, Any], until: str = "export", processes: int = 1) -> Path:
     """Runs the stages up to `until`; returns the folder to ship, `out / "osp-mini"`.
 
     Raises:

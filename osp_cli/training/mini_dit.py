@@ -231,9 +231,7 @@ class DitObjective:
             return self._velocity(noisy, sigmas * 1000, context, zeros, indices)
 
         noise = torch.randn(latents.shape, generator=generator)
-        return flash_loss(
-            velocity, latents, noise, sigmas, None, SIGMA_POWER, self.channel_weights
-        )
+        return flash_loss(velocity, latents, noise, sigmas, None, SIGMA_POWER, self.channel_weights)
 
     def _without_image(self, batch: Batch) -> Tensor:
         dropped = torch.zeros(len(batch.first), dtype=torch.bool)

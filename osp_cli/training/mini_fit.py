@@ -324,7 +324,8 @@ def fit_lookups(
     """Writes, block by block, the best linear answer of its lookups to what is still missing.
 
     Args:
-        model: with everything before the lookups in place, and feed-forward layers that add nothing.
+        model: with what comes before the lookups in place, and feed-forward layers that add
+            nothing.
         samples: unstyled clips, the same at every call.
 
     Returns:

@@ -157,10 +157,8 @@ def lookups(channels: int, patch: int) -> list[Lookup]:
     slices = range(0, channels, _SLICE)
     middle = (patch - 1) / 2
     corners = list(product(range(patch), range(patch)))
-    near = sorted(
-        product((-1.0, -0.5, 0.0, 0.5, 1.0), repeat=2),
-        key=lambda o: (o[0] ** 2 + o[1] ** 2, o),
-    )
+    steps = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    near = sorted(((x, y) for x in steps for y in steps), key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
     own = {(column - middle, row - middle) for row, column in corners}
     result = [Lookup((0.0, 0.0), _STAIR_SHARPNESS, -1)]
     for start, (row, column) in product(slices, corners):
@@ -439,7 +437,9 @@ def protect(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditioner) -
     weights keep their values exactly.
     """
     layout = stream_layout(model)
-    for module in (model, conditioner.adapter, conditioner.image_adapter):
+    assert conditioner.image_adapter is not None
+    modules: tuple[nn.Module, ...] = (model, conditioner.adapter, conditioner.image_adapter)
+    for module in modules:
         module.requires_grad_(False)
     model.learnable_proj.requires_grad_(True)
     model.fourier_embedding.requires_grad_(True)

@@ -91,9 +91,7 @@ def share_steps(processes: int, work: Callable[..., None], *arguments: Any) -> N
     """
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
-        torch.multiprocessing.spawn(
-            _join, (processes, meeting, work, arguments), nprocs=processes
-        )
+        torch.multiprocessing.spawn(_join, (processes, meeting, work, arguments), nprocs=processes)
 
 
 def _join(

@@ -24,7 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--photo", type=Path, default=PRESETS / "examples" / "lake.jpg")
     parser.add_argument("--out", type=Path, default=PRESETS / "gallery" / "hero.png")
-    parser.add_argument("--prompt", default="the camera pans left")
+    parser.add_argument("--prompt", default="the camera zooms in")
     parser.add_argument("--styles", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

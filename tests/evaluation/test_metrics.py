@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from osp_cli.evaluation.metrics import colour_drift, mean_motion, psnr, travelled
+from osp_cli.evaluation.metrics import (
+    colour_drift,
+    displaced_by,
+    mean_motion,
+    psnr,
+    travelled,
+)
 
 
 @pytest.fixture
@@ -49,3 +55,15 @@ def test_colour_drift_is_the_largest_change_of_a_mean(still):
     assert colour_drift(drifting) == pytest.approx(0.2)
     # Mere motion changes no mean.
     assert colour_drift(np.stack([still[0], np.roll(still[0], 3, 1)])) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (12, -8), (-20, 4), (24, 24)])
+def test_a_shift_is_found(right, down):
+    canvas = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    canvas = canvas.repeat(4, 0).repeat(4, 1)
+    before = canvas[32:128, 32:192]
+    after = canvas[32 - down : 128 - down, 32 - right : 192 - right]
+    assert displaced_by(after, before) == (right, down)
+    # Brightness that flickers a little does not hide it.
+    flickering = (after * 0.9).astype(np.uint8)
+    assert displaced_by(flickering, before) == (right, down)

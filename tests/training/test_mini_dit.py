@@ -58,7 +58,9 @@ def test_a_model_follows_from_its_seed():
     one, same, other = (new_model(seed) for seed in (1, 1, 2))
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name])
-    assert not torch.equal(one.blocks[1].ffn.net[0].proj.weight, other.blocks[1].ffn.net[0].proj.weight)
+    assert not torch.equal(
+        one.blocks[1].ffn.net[0].proj.weight, other.blocks[1].ffn.net[0].proj.weight
+    )
 
 
 def test_the_embedded_geometry_fits_its_budget():

@@ -23,7 +23,13 @@ from osp_cli.training.mini_fit import (
     motion_groups,
     style_groups,
 )
-from osp_cli.training.mini_start import CODES, FRACTION_SCALE, PLACE_SCALE, stream_layout, write_start
+from osp_cli.training.mini_start import (
+    CODES,
+    FRACTION_SCALE,
+    PLACE_SCALE,
+    stream_layout,
+    write_start,
+)
 from osp_cli.training.mini_vlm import new_conditioner
 
 CHANNELS = 4
