@@ -37,6 +37,7 @@ def tiny_spec():
         sizes=((96, 64), (64, 64), (64, 96)),
         default_size=(96, 64),
         max_frames=17,
+        text_to_video=True,
     )
 
 

@@ -583,7 +583,9 @@ def _fit_exit(
         hidden = torch.cat([first(seen), torch.ones(len(seen), 1)], 1)
         total += (hidden.T @ torch.cat([hidden, lacking], 1)).double()
     gram = total[:, :size].clone()
-    gram += 3e-4 * gram.diagonal()[:-1].mean() * torch.eye(size, dtype=gram.dtype)
+    # The floor is for a layer none of whose groups had enough clips: all of it is silent then.
+    ridge = 3e-4 * gram.diagonal()[:-1].mean().clamp_min(1e-3)
+    gram += ridge * torch.eye(size, dtype=gram.dtype)
     answer = torch.linalg.solve(gram, total[:, size:]).float().T
     last.weight[layout.content] = -CONTENT_SCALE * answer[:, :-1]
     last.bias[layout.content] = -CONTENT_SCALE * answer[:, -1]

@@ -150,7 +150,7 @@ def test_text_to_video_has_no_shift_and_zero_features(pipeline, text_inputs, cal
 def test_text_and_picture_contexts_have_one_length(pipeline, inputs, text_inputs):
     with torch.no_grad():
         with_picture, without = pipeline.condition(inputs), pipeline.condition(text_inputs)
-    assert with_picture.cond.shape == without.cond.shape == (1, 96 + 6, 24)
+    assert with_picture.cond.shape == without.cond.shape == (1, 96 + 24, 24)
     assert with_picture.cond[:, 96:].abs().mean() > 0.01
     assert without.first is None
     assert without.projected is None

@@ -36,7 +36,13 @@ RECIPE = {
     },
     "pool": {"shards": 1},
     "text_encoder": {"steps": 2},
-    "start": {"sentences": 128, "motion_steps": 3, "motion_clips": 20, "lookup_clips": 2},
+    "start": {
+        "sentences": 128,
+        "motion_steps": 3,
+        "motion_clips": 20,
+        "plain_clips": 2,
+        "styled_clips": 2,
+    },
     "transformer": {
         "steps": 2,
         "batch_size": 2,

@@ -78,13 +78,13 @@ def test_a_conditioner_follows_from_its_seed(conditioner):
 @pytest.mark.parametrize(("width", "height"), [(224, 128), (128, 224), (176, 176)])
 def test_conditioning_has_one_length_with_and_without_a_picture(conditioner, width, height):
     picture = Image.effect_noise((width, height), 60).convert("RGB")
-    # Latents of 16-pixel blocks of a picture twice as large.
+    # Latents of 16-pixel blocks of a picture twice as large, a token each.
     latents = torch.randn(1, 48, 1, height // 8, width // 8)
     with torch.no_grad():
         both = conditioner.encode(["pan left"], images=[picture], image_latents=latents)
         text = conditioner.encode(["pan left"], image_latents=latents)
         nothing = conditioner.encode([""], image_latents=latents)
-    tokens = (height // 16) * (width // 16)
+    tokens = (height // 8) * (width // 8)
     assert both.shape == text.shape == (1, MAX_SEQUENCE_LENGTH + tokens, TEXT_DIM)
     # Dropped image tokens are zeros, kept ones are not; the prompt is told apart.
     assert text[:, MAX_SEQUENCE_LENGTH:].abs().max() == 0.0
