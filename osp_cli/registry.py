@@ -54,7 +54,7 @@ class ModelSpec:
         latent_channels: of the autoencoder.
         image_token_patch: edge of the square of latents in an image token (Eq. 3), where
             the conditioner has any.
-        image_token_positions: image tokens carry sine coordinates.
+        image_token_positions: image tokens carry their coordinates.
         has_latent_shifting: the model shifts latents by phi of the first frame (Eq. 16).
         text_to_video: it can make a video without a picture; a card that does not say so can.
         defaults: values for what the user leaves out, by field name of the request; what

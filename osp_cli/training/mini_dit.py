@@ -2,8 +2,7 @@
 
 A step looks at a few latent frames of a clip, at their true places in time, rather than at all
 thirteen: every frame of a clip is nearly determined by the picture, the prompt and its place, so
-the same compute sees two to three times as many clips. The last part of the run uses whole clips,
-which is what sampling does.
+the same compute sees several times as many clips.
 """
 
 from __future__ import annotations
