@@ -30,7 +30,7 @@ class QwenVLConditioner:
         max_sequence_length: Rows L' of the semantic branch, template and picture included.
         template: Chat turn with `{image}` and `{prompt}`.
         image_token_patch: Edge of the square of latents in an image token, see `image_tokens`.
-        image_token_positions: Whether image tokens carry sine coordinates.
+        image_token_positions: Whether image tokens carry their coordinates.
     """
 
     def __init__(
