@@ -8,6 +8,7 @@ into a silent default.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import tomllib
 from collections.abc import Iterable
@@ -21,10 +22,27 @@ from osp_cli.errors import InvalidRequestError, WeightsMissingError
 VAE_CLASSES = ("AutoencoderKLWan", "AutoencoderLinear")
 CONDITIONERS = ("umt5", "qwen2.5-vl", "qwen2.5-vl-released")
 STYLE_PROMPTS = ("short", "template")
+STEP_CACHES = ("none", "teacache", "fbcache", "magcache")
 DTYPES = ("bfloat16", "float16", "float32")
 
 _PACKAGE = Path(__file__).resolve().parent
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheFigures:
+    """What a step cache must know of one model.
+
+    Attributes:
+        values: TeaCache's polynomial of the signal e0, highest power first, or MagCache's ratios,
+            one a step, of the conditional pass.
+        source: where they were published, or how they were measured.
+        threshold: of the cache where the user gives none; None leaves it to the cache.
+    """
+
+    values: tuple[float, ...]
+    source: str
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +78,8 @@ class ModelSpec:
         defaults: values for what the user leaves out, by field name of the request; what
             the card leaves out too is the paper's.
         dtypes: precision of each component's weights.
+        teacache: coefficients of TeaCache, or None: it would skip by another model's numbers.
+        magcache: ratios of MagCache, or None likewise.
     """
 
     name: str
@@ -88,6 +108,18 @@ class ModelSpec:
     image_token_positions: bool
     defaults: dict[str, int | float | str]
     dtypes: dict[str, str]
+    teacache: CacheFigures | None = None
+    magcache: CacheFigures | None = None
+
+    def cache_problem(self, kind: str) -> str | None:
+        """Why the step cache `kind` cannot run on this model, as a sentence; None where it can."""
+        if kind not in STEP_CACHES:
+            return f"unknown cache {kind!r}, the caches are: {', '.join(STEP_CACHES)}"
+        if kind == "teacache" and self.teacache is None:
+            return f"TeaCache needs coefficients of its model, the card of {self.name} has none"
+        if kind == "magcache" and self.magcache is None:
+            return f"MagCache needs ratios of its model, the card of {self.name} has none"
+        return None
 
     def weights_places(self) -> tuple[Path, ...]:
         """The folders in which the weights are looked for, in that order."""
@@ -259,7 +291,7 @@ class _Table:
         place = f"{self._path.parent.name}/{self._path.name}"
         return InvalidRequestError(f"{place}: {self._prefix}{key} {problem}")
 
-    def _take(self, key: str, kind: type, word: str) -> Any:
+    def _take(self, key: str, kind: type | tuple[type, ...], word: str) -> Any:
         if key not in self._values:
             raise self.refuse(key, "is missing")
         value = self._values.pop(key)
@@ -321,10 +353,28 @@ class _Table:
         for name, kind in kinds.items():
             if name in values:
                 # 3 is a fine way to write 3.0.
-                accepted = (int, float) if kind is float else kind
-                found[name] = kind(table._take(name, accepted, words[kind]))  # type: ignore[arg-type]
+                accepted: type | tuple[type, ...] = (int, float) if kind is float else kind
+                found[name] = kind(table._take(name, accepted, words[kind]))
         table.done()
         return found
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        values = self._take(key, list, "a list of numbers")
+        if not values or not all(_is_number(value) for value in values):
+            raise self.refuse(key, f"must be a list of numbers, got {values!r}")
+        return tuple(float(value) for value in values)
+
+    def positive(self, key: str) -> float | None:
+        """A number above zero; None where it is absent."""
+        if key not in self._values:
+            return None
+        value = self._take(key, (int, float), "a number")
+        if not (_is_number(value) and value > 0):
+            raise self.refuse(key, f"must be a number above 0, got {value!r}")
+        return float(value)
+
+    def has(self, key: str) -> bool:
+        return key in self._values
 
     def table(self, key: str) -> _Table:
         return _Table(self._path, self._take(key, dict, "a table"), f"{key}.")
@@ -333,6 +383,11 @@ class _Table:
         """Refuse what nobody asked for."""
         for key in self._values:
             raise self.refuse(key, "is not a known key")
+
+
+def _is_number(value: object) -> bool:
+    # bool is an int to Python; TOML knows inf and nan.
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 # Request fields that presets may set, with the type of their values.
@@ -361,6 +416,30 @@ def _named(table: _Table, path: Path) -> str:
     if name != path.stem:
         raise table.refuse("name", f"must be the file's name {path.stem!r}, got {name!r}")
     return name
+
+
+def _cache_figures(card: _Table, key: str, values_key: str) -> CacheFigures | None:
+    """The optional table `key` of a card."""
+    if not card.has(key):
+        return None
+    table = card.table(key)
+    figures = CacheFigures(
+        values=table.numbers(values_key),
+        source=table.text("source"),
+        threshold=table.positive("threshold"),
+    )
+    table.done()
+    # Unsourced numbers cannot be told from invented ones.
+    if not figures.source.strip():
+        raise table.refuse("source", "must say where the numbers come from")
+    return figures
+
+
+def _magcache_figures(card: _Table) -> CacheFigures | None:
+    figures = _cache_figures(card, "magcache", "ratios")
+    if figures is not None and min(figures.values) <= 0:
+        raise card.refuse("magcache.ratios", f"must be above 0, got {min(figures.values):g}")
+    return figures
 
 
 def _model_spec(path: Path) -> ModelSpec:
@@ -400,6 +479,8 @@ def _model_spec(path: Path) -> ModelSpec:
             component: dtypes.text(component, DTYPES)
             for component in ("transformer", "vae", "conditioner")
         },
+        teacache=_cache_figures(card, "teacache", "coefficients"),
+        magcache=_magcache_figures(card),
     )
     for table in (geometry, dtypes, card):
         table.done()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,14 @@ import pytest
 
 from osp_cli import registry
 from osp_cli.errors import InvalidRequestError, WeightsMissingError
-from osp_cli.registry import find_model, find_style, model_specs, nearest, style_presets
+from osp_cli.registry import (
+    CacheFigures,
+    find_model,
+    find_style,
+    model_specs,
+    nearest,
+    style_presets,
+)
 
 STYLES = {
     *("ghibli", "3d-rendering", "cyberpunk", "ink", "oil", "pixel-art", "vaporwave", "disney"),
@@ -162,6 +171,79 @@ BROKEN_CARDS = [
         "geometry.default_size must be one of geometry.sizes",
     ),
 ]
+
+TEACACHE = "\n[teacache]\ncoefficients = [2, -1.5]\nsource = 'measured'\nthreshold = 0.2\n"
+MAGCACHE = "\n[magcache]\nratios = [1.0, 0.9]\nsource = 'measured'\n"
+BROKEN_FIGURES = [
+    ("[2, -1.5]", "[]", "teacache.coefficients must be a list of numbers, got []"),
+    ("[2, -1.5]", "2", "teacache.coefficients must be a list of numbers, got 2"),
+    ("-1.5", "'1'", "teacache.coefficients must be a list of numbers"),
+    ("-1.5", "true", "teacache.coefficients must be a list of numbers"),
+    ("-1.5", "nan", "teacache.coefficients must be a list of numbers"),
+    ("coefficients", "coeficients", "teacache.coefficients is missing"),
+    ("0.2", "0", "teacache.threshold must be a number above 0, got 0"),
+    ("0.2", "inf", "teacache.threshold must be a number above 0, got inf"),
+    ("0.2", "'0.2'", "teacache.threshold must be a number, got '0.2'"),
+    ("threshold", "treshold", "teacache.treshold is not a known key"),
+    ("source = 'measured'\nthreshold", "threshold", "teacache.source is missing"),
+    ("'measured'\nthr", "' '\nthr", "teacache.source must say where the numbers come from"),
+    ("[1.0, 0.9]", "[1.0, 0.0]", "magcache.ratios must be above 0, got 0"),
+    ("ratios", "coefficients", "magcache.ratios is missing"),
+]
+
+
+def without_figures(text: str) -> str:
+    """A card up to its cache tables, which stand last."""
+    head, *_ = re.split(r"(?m)^\[(?:teacache|magcache)\]", text)
+    return head
+
+
+@pytest.mark.parametrize(("old", "new", "problem"), BROKEN_FIGURES)
+def test_broken_figures_are_refused_by_file_and_key(presets, old, new, problem):
+    path = presets / "models" / "osp-mini.toml"
+    path.write_text(without_figures(path.read_text()) + replace(old, new)(TEACACHE + MAGCACHE))
+    with pytest.raises(InvalidRequestError) as caught:
+        model_specs()
+    assert caught.value.message.startswith("models/osp-mini.toml")
+    assert problem in caught.value.message
+
+
+def test_a_card_s_figures_are_read(presets):
+    path = presets / "models" / "osp-mini.toml"
+    path.write_text(without_figures(path.read_text()) + TEACACHE + MAGCACHE)
+    spec = model_specs()["osp-mini"]
+    assert spec.teacache == CacheFigures(values=(2.0, -1.5), source="measured", threshold=0.2)
+    assert spec.magcache == CacheFigures(values=(1.0, 0.9), source="measured")
+
+
+def test_a_card_without_figures_refuses_the_caches_that_need_them(presets):
+    path = presets / "models" / "osp-mini.toml"
+    path.write_text(without_figures(path.read_text()))
+    spec = model_specs()["osp-mini"]
+    assert spec.cache_problem("none") is None
+    assert spec.cache_problem("fbcache") is None
+    assert "coefficients of its model, the card of osp-mini" in str(spec.cache_problem("teacache"))
+    assert "ratios of its model, the card of osp-mini" in str(spec.cache_problem("magcache"))
+    assert "unknown cache 'tea'" in str(spec.cache_problem("tea"))
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("flashi2v-1.3b", "Wan2.1-T2V-1.3B"), ("uniworld-osp2-14b", "Wan2.1-T2V-14B")],
+)
+def test_the_large_cards_carry_their_base_model_s_figures(name, base):
+    spec = find_model(name)
+    assert spec.teacache is not None
+    assert spec.magcache is not None
+    assert base in spec.teacache.source
+    assert base in spec.magcache.source
+    facts = json.loads((Path(__file__).parent / "golden/data/teacache.json").read_text())
+    published = facts["coefficients_videox_fun(signal e0)"][base]
+    assert spec.teacache.values == tuple(published)
+    # The paper's.
+    assert spec.teacache.threshold == 0.1
+    assert len(spec.magcache.values) == 50
+    assert spec.magcache.values[0] == 1.0
 
 
 @pytest.mark.parametrize(("edit", "problem"), BROKEN_CARDS)

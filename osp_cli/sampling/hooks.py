@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
-from torch import nn
+from torch import Tensor, nn
 
 # The pass that stands for its step; the other passes of guidance have other names.
 LEADING_CONTEXT = "cond"
@@ -41,7 +42,21 @@ def register(module: nn.Module, hook: ModelHook, name: str) -> None:
 
 def has_hook(module: nn.Module, name: str) -> bool:
     """Whether `module` itself carries a hook of that name."""
-    return HookRegistry.check_if_exists_or_initialize(module).get_hook(name) is not None
+    return find_hook(module, name) is not None
+
+
+def find_hook(module: nn.Module, name: str) -> Any:
+    """The hook of that name on `module` itself, or None."""
+    return HookRegistry.check_if_exists_or_initialize(module).get_hook(name)
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix` and a dot, by what follows."""
+    return {
+        name.removeprefix(f"{prefix}."): tensor
+        for name, tensor in state.items()
+        if name.startswith(f"{prefix}.")
+    }
 
 
 def remove(model: nn.Module, *names: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from torch import Tensor
 
 # VideoX-Fun builds its UniPC grid from a schedule of 1000 steps that ends just below pure noise.
 _UNIPC_FIRST_SIGMA = 0.999
@@ -52,6 +55,76 @@ def unipc_schedule(
     # Truncated timesteps can repeat; looked up by value, the first step would then be left out.
     scheduler.set_begin_index(0)
     return scheduler
+
+
+def solver_state(
+    scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler,
+) -> dict[str, Tensor]:
+    """What a scheduler remembers of the steps it has made, besides their number.
+
+    Together with the latents it lets another process go on to the very same bits. Euler remembers
+    nothing; UniPC keeps its order, two predictions of the clip and the sample before its last step.
+
+    Returns:
+        Tensors that safetensors can hold, on the scheduler's device and not copied; empty before
+        the first step.
+    """
+    if not isinstance(scheduler, UniPCMultistepScheduler) or scheduler.last_sample is None:
+        return {}
+    orders = [scheduler.lower_order_nums, scheduler.this_order]
+    state = {"orders": torch.tensor(orders), "last_sample": scheduler.last_sample}
+    remembered = zip(scheduler.model_outputs, scheduler.timestep_list, strict=True)
+    # The oldest places are empty after the first steps.
+    for place, (output, timestep) in enumerate(remembered):
+        if output is not None:
+            state[f"model_outputs.{place}"] = output
+            state[f"timestep_list.{place}"] = torch.as_tensor(timestep)
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def restore_solver(
+    scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler,
+    step: int,
+    state: Mapping[str, Tensor],
+) -> None:
+    """Make a new scheduler go on after `step` steps that another one with its settings has made.
+
+    Args:
+        scheduler: From `euler_schedule` or `unipc_schedule`, on the device of the latents.
+        step: Steps made, 0 to all.
+        state: From `solver_state` after that step.
+
+    Raises:
+        ValueError: There is no such step, or the state belongs to another sampler.
+    """
+    total = len(scheduler.timesteps)
+    if not 0 <= step <= total:
+        raise ValueError(f"cannot go on after step {step} of {total}")
+    multistep = isinstance(scheduler, UniPCMultistepScheduler)
+    if bool(state) != (multistep and step > 0):
+        raise ValueError(f"the sampler's state does not belong to {type(scheduler).__name__}")
+    # Taken up by the next call of `step`, which no longer looks for its timestep in the grid.
+    scheduler.set_begin_index(step)
+    scheduler._step_index = None
+    if state:
+        _restore_unipc(scheduler, state)
+
+
+def _restore_unipc(scheduler: UniPCMultistepScheduler, state: Mapping[str, Tensor]) -> None:
+    device = scheduler.timesteps.device
+    newest = scheduler.config.solver_order - 1
+    needed = {"orders", "last_sample", f"model_outputs.{newest}", f"timestep_list.{newest}"}
+    if missing := sorted(needed - state.keys()):
+        raise ValueError(f"the sampler's state lacks {', '.join(missing)}")
+
+    def remembered(name: str) -> list[Tensor | None]:
+        places = [state.get(f"{name}.{place}") for place in range(newest + 1)]
+        return [None if tensor is None else tensor.to(device) for tensor in places]
+
+    scheduler.lower_order_nums, scheduler.this_order = state["orders"].tolist()
+    scheduler.last_sample = state["last_sample"].to(device)
+    scheduler.model_outputs = remembered("model_outputs")
+    scheduler.timestep_list = remembered("timestep_list")
 
 
 def _check(num_inference_steps: int, shift: float) -> None:

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import torch
 from diffusers.hooks.hooks import HookRegistry, ModelHook
-from torch import nn
+from torch import Tensor, nn
 
+from osp_cli.sampling.diffusers_state import (
+    fbcache_state,
+    magcache_state,
+    restore_fbcache,
+    restore_magcache,
+)
 from osp_cli.sampling.hooks import (
     LEADING_CONTEXT,
     ContextHook,
+    below,
     has_hook,
     hooks_changed,
     register,
@@ -29,6 +37,8 @@ from osp_cli.sampling.teacache import (
     TeaCacheDecision,
     apply_teacache,
     remove_teacache,
+    restore_teacache,
+    teacache_state,
 )
 
 __all__ = [
@@ -112,6 +122,15 @@ class MagCacheConfig:
 
 StepCacheConfig = NoCacheConfig | TeaCacheConfig | FBCacheConfig | MagCacheConfig
 
+_Save = Callable[[Any], dict[str, Tensor]]
+_Restore = Callable[[Any, Mapping[str, Tensor], torch.device], None]
+# Also what the tensors of a saved state are called, so that one is not taken for another's.
+_STATE_OF: dict[type, tuple[str, _Save, _Restore]] = {
+    TeaCacheConfig: ("teacache", teacache_state, restore_teacache),
+    FBCacheConfig: ("fbcache", fbcache_state, restore_fbcache),
+    MagCacheConfig: ("magcache", magcache_state, restore_magcache),
+}
+
 
 class StepCache:
     """What a cache has done since it was enabled or last reset; readable after it is gone.
@@ -123,11 +142,14 @@ class StepCache:
         decisions: TeaCache's, one per step, with its distances; empty for the other kinds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: StepCacheConfig | None = None) -> None:
         self.decisions: list[TeaCacheDecision] = []
         # Passes by context: those that reached the model, and those that reached its last block.
         self.entered: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
+        # How many of the latter there were when the last step began.
+        self._finished_before = 0
+        self._config = config or NoCacheConfig()
         self._transformer: nn.Module | None = None
 
     @property
@@ -139,6 +161,11 @@ class StepCache:
     def skipped_steps(self) -> int:
         """Steps whose conditional pass used an earlier result."""
         return self.entered[LEADING_CONTEXT] - self.computed_steps
+
+    @property
+    def last_step_skipped(self) -> bool:
+        """Whether the last step so far used an earlier result; False before the first."""
+        return self.skipped_steps > 0 and self.computed_steps == self._finished_before
 
     @property
     def computed_passes(self) -> int:
@@ -156,8 +183,77 @@ class StepCache:
             registry = HookRegistry.check_if_exists_or_initialize(self._transformer)
             registry.reset_stateful_hooks()
         self.decisions.clear()
+        self._forget_counts()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the cache remembers between two steps, its counts included.
+
+        With it, the sampler's state and the latents, another process goes on to the very same
+        bits. Call it after all passes of a step, while the cache is enabled.
+
+        Returns:
+            Tensors that safetensors can hold, not copied; empty without a cache. The largest is one
+            tensor of hidden states (two for the first-block cache) per context.
+
+        Raises:
+            ValueError: The cache is not enabled any more.
+        """
+        if isinstance(self._config, NoCacheConfig):
+            return {}
+        kind, save, _ = _STATE_OF[type(self._config)]
+        state = save(self._enabled())
+        for context, entered in self.entered.items():
+            state[f"passes.{context}"] = torch.tensor([entered, self.finished[context]])
+        state["finished_before"] = torch.tensor(self._finished_before)
+        return {f"{kind}.{name}": tensor for name, tensor in state.items()}
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device | None = None) -> None:
+        """Go on as the cache whose `state` this is, which had the same settings.
+
+        Args:
+            state: May have come from a file.
+            device: Where the model computes; None means where its weights are.
+
+        Raises:
+            ValueError: The state is another cache's or not whole, or this one is not enabled.
+        """
+        if isinstance(self._config, NoCacheConfig):
+            if state:
+                raise ValueError("the state of a step cache was given, but there is none")
+            return
+        kind, _, restore = _STATE_OF[type(self._config)]
+        transformer: Any = self._enabled()
+        own = below(state, kind)
+        try:
+            restore(transformer, own, device or transformer.device)
+            self._finished_before = int(own["finished_before"].item())
+        except KeyError as error:
+            self.reset()
+            raise ValueError(f"the saved state of {kind} lacks {error}") from error
         self.entered.clear()
         self.finished.clear()
+        for context, counts in below(own, "passes").items():
+            self.entered[context], self.finished[context] = counts.tolist()
+
+    def _enabled(self) -> nn.Module:
+        if self._transformer is None:
+            raise ValueError("the step cache is not enabled")
+        return self._transformer
+
+    def _forget_counts(self) -> None:
+        self.entered.clear()
+        self.finished.clear()
+        self._finished_before = 0
+
+    def _enter(self, context: str) -> None:
+        """A pass begins."""
+        if context == LEADING_CONTEXT:
+            self._finished_before = self.computed_steps
+        self.entered[context] += 1
+
+    def _finish(self, context: str) -> None:
+        """A pass has come to the last block."""
+        self.finished[context] += 1
 
 
 @contextmanager
@@ -171,7 +267,7 @@ def enable_step_cache(transformer: Any, config: StepCacheConfig) -> Iterator[Ste
     Raises:
         ValueError: A cache is enabled already, or the first-block cache meets a single block.
     """
-    cache = StepCache()
+    cache = StepCache(config)
     if isinstance(config, NoCacheConfig):
         yield cache
         return
@@ -200,15 +296,15 @@ def is_cached(transformer: Any) -> bool:
     return transformer.is_cache_enabled or has_hook(transformer.condition_embedder, _PASS_HOOK)
 
 
-class _Counter(ContextHook):
-    """Counts the passes that reach its module, by context."""
+class _PassHook(ContextHook):
+    """Says when a pass reaches its module, and in which context."""
 
-    def __init__(self, counts: Counter[str]) -> None:
+    def __init__(self, reached: Callable[[str], None]) -> None:
         super().__init__()
-        self.counts = counts
+        self.reached = reached
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        self.counts[self.context] += 1
+        self.reached(self.context)
         return args, kwargs
 
 
@@ -219,11 +315,11 @@ def _count_passes(transformer: Any, cache: StepCache) -> None:
     removed, diffusers 0.42 overwrites that `new_forward`; group offloading with streams removes
     such a hook after the first pass, and would silently take the cache off the blocks.
     """
-    register(transformer.condition_embedder, _Counter(cache.entered), _PASS_HOOK)
+    register(transformer.condition_embedder, _PassHook(cache._enter), _PASS_HOOK)
     for block in transformer.blocks[:-1]:
         register(block, ModelHook(), _FLOOR_HOOK)
     # Inside the cache's own hook, it sees only what is really computed.
-    register(transformer.blocks[-1], _Counter(cache.finished), _FLOOR_HOOK)
+    register(transformer.blocks[-1], _PassHook(cache._finish), _FLOOR_HOOK)
     hooks_changed(transformer)
 
 

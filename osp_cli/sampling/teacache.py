@@ -8,13 +8,22 @@ ran; patch embedding, output norm and head run always, with the timestep of now.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from diffusers.hooks.hooks import BaseState, ModelHook, StateManager
 from torch import Tensor, nn
 
-from osp_cli.sampling.hooks import LEADING_CONTEXT, hooks_changed, register, remove
+from osp_cli.sampling.hooks import (
+    LEADING_CONTEXT,
+    below,
+    find_hook,
+    hooks_changed,
+    register,
+    remove,
+)
 
 _SIGNAL_HOOK = "osp_teacache_signal"
 _BLOCK_HOOK = "osp_teacache_block"
@@ -138,6 +147,32 @@ class TeaCacheGate:
         self.decisions.clear()
         self._begin_clip()
 
+    def state(self) -> dict[str, Tensor]:
+        """Everything, between two steps; for `restore` and for safetensors."""
+        state = {
+            "counts": torch.tensor([self.clip, self._step]),
+            # Not fp32: the sum decides, and resumed runs decide alike.
+            "accumulated": torch.tensor(self._accumulated, dtype=torch.float64),
+            "decisions": _decisions_as_tensor(self.decisions),
+        }
+        if self._previous is not None:
+            state["previous"] = self._previous.contiguous()
+        return state
+
+    def restore(self, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Be what the gate was whose `state` this is; `device` is that of the model's inputs.
+
+        Raises:
+            KeyError: Something is missing.
+        """
+        clip, step = state["counts"].tolist()
+        self.clip, self._step = int(clip), int(step)
+        self._accumulated = state["accumulated"].item()
+        # In place: others look at this list.
+        self.decisions[:] = _decisions_from_tensor(state["decisions"])
+        previous = state.get("previous")
+        self._previous = None if previous is None else previous.to(device)
+
     def _begin_clip(self) -> None:
         self.clip += 1
         self._step = 0
@@ -173,6 +208,33 @@ def apply_teacache(transformer: Any, config: TeaCacheConfig) -> TeaCacheGate:
 def remove_teacache(transformer: Any) -> None:
     """Undo `apply_teacache`: the forwards are the former ones again, the residuals are freed."""
     remove(transformer, _SIGNAL_HOOK, _BLOCK_HOOK)
+
+
+def teacache_state(transformer: Any) -> dict[str, Tensor]:
+    """What TeaCache on `transformer` remembers between two steps, for `restore_teacache`."""
+    hook = find_hook(transformer.condition_embedder, _SIGNAL_HOOK)
+    state = {f"gate.{name}": tensor for name, tensor in hook.gate.state().items()}
+    for context, branch in hook.branches._state_cache.items():
+        if branch.residual is not None:
+            state[f"residual.{context}"] = branch.residual.detach().contiguous()
+            state[f"clip.{context}"] = torch.tensor(branch.clip)
+    return state
+
+
+def restore_teacache(transformer: Any, state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on where the TeaCache was whose `state` this is.
+
+    Raises:
+        KeyError: Something is missing.
+    """
+    hook = find_hook(transformer.condition_embedder, _SIGNAL_HOOK)
+    hook.gate.restore(below(state, "gate"), device)
+    hook.branches.reset()
+    for context, residual in below(state, "residual").items():
+        branch = _Branch()
+        branch.residual = residual.to(device)
+        branch.clip = int(state[f"clip.{context}"].item())
+        hook.branches._state_cache[context] = branch
 
 
 class _Branch(BaseState):
@@ -243,6 +305,29 @@ class _BlockHook(ModelHook):
         if branch.residual.shape != hidden_states.shape:
             raise ValueError(_OTHER_SHAPE)
         return hidden_states + branch.residual
+
+
+def _decisions_as_tensor(decisions: list[TeaCacheDecision]) -> Tensor:
+    """`(steps, 4)` float64, nan where there is no number."""
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    rows = [
+        [float(d.computed), number(d.distance), number(d.rescaled), d.accumulated]
+        for d in decisions
+    ]
+    return torch.tensor(rows, dtype=torch.float64).view(-1, 4)
+
+
+def _decisions_from_tensor(rows: Tensor) -> list[TeaCacheDecision]:
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else value
+
+    return [
+        TeaCacheDecision(bool(computed), number(distance), number(rescaled), accumulated)
+        for computed, distance, rescaled, accumulated in rows.tolist()
+    ]
 
 
 def _polynomial(coefficients: tuple[float, ...], x: float) -> float:

@@ -42,11 +42,14 @@ def transformer(make_transformer):
 def denoise():
     """Guided sampling: predictions of every step, `(steps, branches, channels, frames, h, w)`.
 
-    Also says which steps ran block 0 (`ran`, `(steps, branches)` bool), seen from inside the block.
+    Also says which steps ran the last block (`ran`, `(steps, branches)` bool), seen from inside it.
+    `start` is a step and the latents before it; `after_step` is told each step and the latents.
     """
 
     @torch.no_grad()
-    def run(transformer, *, steps=STEPS, guided=True, seed=1, only=None):
+    def run(
+        transformer, *, steps=STEPS, guided=True, seed=1, only=None, start=None, after_step=None
+    ):
         generator = torch.Generator().manual_seed(seed)
         latents = torch.randn(1, 4, 2, 4, 6, generator=generator)
         contexts = {"cond": torch.randn(1, 5, 8, generator=generator)}
@@ -56,7 +59,8 @@ def denoise():
         inside = transformer.blocks[-1].attn1
         handle = inside.register_forward_hook(lambda *_: calls.append(1))
         try:
-            for step in range(steps)[:only]:
+            first, latents = start or (0, latents)
+            for step in range(steps)[first:only]:
                 made = []
                 for name, context in contexts.items():
                     calls.clear()
@@ -67,6 +71,8 @@ def denoise():
                 velocity = made[0] if not guided else made[1] + 3 * (made[0] - made[1])
                 latents = latents - velocity / steps
                 outputs.append(torch.cat(made))
+                if after_step is not None:
+                    after_step(step, latents)
         finally:
             handle.remove()
         return torch.stack(outputs), torch.tensor(ran).view(len(outputs), len(contexts))

@@ -8,8 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
-from osp_cli.sampling.schedulers import euler_schedule, unipc_schedule
+from osp_cli.sampling.schedulers import (
+    euler_schedule,
+    restore_solver,
+    solver_state,
+    unipc_schedule,
+)
 
 
 @settings(deadline=None, max_examples=50)
@@ -94,3 +100,84 @@ def test_unipc_begins_at_its_first_step_where_timesteps_repeat():
 def test_impossible_grids_are_refused(make_schedule, arguments, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(*arguments)
+
+
+def curved(latents, timestep):
+    """A velocity that depends on place and time, so that every remembered prediction counts."""
+    return torch.tanh(latents * 1.7) * (0.2 + timestep.float() / 1000) + latents.roll(1, -1)
+
+
+def trajectory(scheduler, latents, first=0, last=None):
+    """The latents after each of the steps from `first` up to `last`."""
+    seen = []
+    for timestep in scheduler.timesteps[first:last]:
+        velocity = curved(latents, timestep)
+        latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        seen.append(latents)
+    return seen
+
+
+both_samplers = pytest.mark.parametrize("make_schedule", [euler_schedule, unipc_schedule])
+
+
+@both_samplers
+@pytest.mark.parametrize("shift", [3.0, 12.0])
+def test_a_run_resumes_to_the_same_bits_after_any_step(make_schedule, shift):
+    noise = torch.randn(1, 4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    for num_steps in range(1, 13):
+        whole = trajectory(make_schedule(num_steps, shift), noise)
+        for stop in range(num_steps + 1):
+            first = make_schedule(num_steps, shift)
+            begun = trajectory(first, noise, last=stop)
+            # Through a file, as in another process.
+            latents = begun[-1] if begun else noise
+            kept = load(save({"latents": latents, **solver_state(first)}))
+            resumed = make_schedule(num_steps, shift)
+            latents = kept.pop("latents")
+            restore_solver(resumed, stop, kept)
+            rest = trajectory(resumed, latents, first=stop)
+            assert len(begun) + len(rest) == num_steps
+            for got, expected in zip(rest, whole[stop:], strict=True):
+                assert torch.equal(got, expected), (num_steps, stop)
+
+
+def test_what_is_saved_of_unipc_is_needed():
+    noise = torch.randn(1, 4, 3, 6, 8, generator=torch.Generator().manual_seed(0))
+    whole = trajectory(unipc_schedule(8), noise)
+    first = unipc_schedule(8)
+    latents = trajectory(first, noise, last=4)[-1]
+    state = solver_state(first)
+    for name in ("last_sample", "model_outputs.0", "model_outputs.1"):
+        resumed = unipc_schedule(8)
+        restore_solver(resumed, 4, {**state, name: state[name] + 0.01})
+        assert not torch.equal(trajectory(resumed, latents, first=4)[-1], whole[-1]), name
+
+
+def test_a_repeated_timestep_is_no_reason_to_lose_count():
+    # Truncated timesteps repeat here, so looking one up would go on at the wrong step.
+    noise = torch.randn(1, 1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    first, whole = unipc_schedule(200, 12.0), trajectory(unipc_schedule(200, 12.0), noise)
+    latents = trajectory(first, noise, last=1)[-1]
+    resumed = unipc_schedule(200, 12.0)
+    restore_solver(resumed, 1, solver_state(first))
+    assert torch.equal(trajectory(resumed, latents, first=1)[-1], whole[-1])
+
+
+@both_samplers
+@pytest.mark.parametrize("step", [-1, 5])
+def test_a_step_that_does_not_exist_is_refused(make_schedule, step):
+    with pytest.raises(ValueError, match=f"after step {step} of 4"):
+        restore_solver(make_schedule(4), step, {})
+
+
+def test_the_state_of_another_sampler_is_refused():
+    first = unipc_schedule(4)
+    trajectory(first, torch.ones(1, 1, 1, 2, 2), last=2)
+    state = solver_state(first)
+    with pytest.raises(ValueError, match="does not belong to FlowMatchEuler"):
+        restore_solver(euler_schedule(4), 2, state)
+    with pytest.raises(ValueError, match="does not belong to UniPC"):
+        restore_solver(unipc_schedule(4), 2, {})
+    del state["last_sample"]
+    with pytest.raises(ValueError, match="lacks last_sample"):
+        restore_solver(unipc_schedule(4), 2, state)
