@@ -11,11 +11,13 @@ Each class carries the exit code of the process, so a script can tell them apart
     ├── BatchPartlyFailedError    6    some items of a batch failed, the others are done
     ├── CheckpointError           1    missing or unexpected keys, named
     ├── RuntimeFailureError       1    the run itself failed
-    └── InterruptedRunError     130    stopped by the user
+    └── InterruptedRunError     130    stopped by Ctrl-C
+        └── TerminatedRunError  143    stopped by SIGTERM
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 
@@ -25,14 +27,18 @@ class OspError(Exception):
     Args:
         message: one sentence, no trailing full stop, naming the offending value.
         hint: what to type or change instead; shown on a line of its own.
+        kept: files that hold what was done before the failure, and from which it can go on.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, hint: str | None = None, kept: tuple[Path, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.kept = kept
 
     def __str__(self) -> str:
         return self.message
@@ -84,3 +90,9 @@ class InterruptedRunError(OspError):
     """The user stopped the run; the message names what was saved."""
 
     exit_code: ClassVar[int] = 130
+
+
+class TerminatedRunError(InterruptedRunError):
+    """The system stopped the run, with SIGTERM."""
+
+    exit_code: ClassVar[int] = 143

@@ -25,10 +25,7 @@ class Event:
 
     def as_json(self) -> dict[str, Any]:
         """The event as one flat object of plain JSON values, `type` first."""
-        fields = {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in asdict(self).items()
-        }
+        fields = {key: _plain(value) for key, value in asdict(self).items()}
         return {"type": self.type, **fields}
 
 
@@ -77,12 +74,51 @@ class StageFinished(Event):
 
 @dataclass(frozen=True, slots=True)
 class StepDone(Event):
-    """Sampler step `step` of `num_steps` (counted from 1) took `seconds`."""
+    """Sampler step `step` of `num_steps` (counted from 1) took `seconds`.
+
+    `cached` tells that the step cache answered instead of the model.
+    """
 
     type: ClassVar[str] = "step"
     step: int
     num_steps: int
     seconds: float
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LatentsSaved(Event):
+    """The latents after `step` of `num_steps` are in a file from which the clip can be finished.
+
+    It is removed when the clip is whole.
+    """
+
+    type: ClassVar[str] = "latents"
+    path: Path
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview(Event):
+    """A picture of what the clip will be, as estimated after `step` of `num_steps`."""
+
+    type: ClassVar[str] = "preview"
+    path: Path
+    step: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class ItemStarted(Event):
+    """Video `item` of `num_items` (counted from 1) begins; the events up to the next are its."""
+
+    type: ClassVar[str] = "item"
+    item: int
+    num_items: int
+    output: Path
+    seed: int
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +161,33 @@ class Saved(Event):
 
 @dataclass(frozen=True, slots=True)
 class Failed(Event):
-    """The run ended with an error; the same sentence and hint go to stderr."""
+    """A video, or with `item` None the whole run, ended with an error; stderr says the same.
+
+    `kept` are files from which it can go on.
+    """
 
     type: ClassVar[str] = "error"
     message: str
     hint: str | None
     exit_code: int
+    kept: tuple[Path, ...] = ()
+    item: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Done(Event):
-    """The run is over. `seconds` in all, `timings` maps each stage to its seconds."""
+    """The run is over. `seconds` in all, `timings` maps each stage to its seconds.
+
+    `skipped_steps` were answered by the step cache.
+    """
 
     type: ClassVar[str] = "done"
     seconds: float
     timings: dict[str, float]
+    skipped_steps: int = 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, Path) else value

@@ -21,9 +21,14 @@ class Plan:
         num_tokens: length of the transformer's sequence.
         seed: of the noise.
         steps: sampler steps.
+        sampler: `euler` or `unipc`.
+        cache: the step cache with its threshold, as in `teacache:0.1`.
         guidance: scale of classifier-free guidance; above 1 each step runs the model twice.
         weights_bytes: of all components on disk.
         expected_peak_bytes: memory at the highest point of the run.
+        disk_bytes: at most so much is written: the latents and the video.
+        operations: multiplications and additions of all passes of the transformer.
+        expected_seconds: of sampling and decoding, where the device's speed is known.
     """
 
     model: str
@@ -36,9 +41,14 @@ class Plan:
     num_tokens: int
     seed: int
     steps: int
+    sampler: str
+    cache: str
     guidance: float
     weights_bytes: int
     expected_peak_bytes: int
+    disk_bytes: int
+    operations: float
+    expected_seconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""

@@ -7,23 +7,23 @@ milliseconds, rather than after a large model has loaded.
 from __future__ import annotations
 
 import math
-import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from osp_cli import __version__
+from osp_cli.dials import NO_CACHE, StepCacheChoice
 from osp_cli.errors import InvalidRequestError
+from osp_cli.outputs import OUTPUT_TEMPLATE, check_output_name, expand_output
 from osp_cli.registry import DTYPES, ModelSpec, StylePreset, find_model, find_style
 
-OUTPUT_TEMPLATE = "{name}-{style}-{seed}.mp4"
-OUTPUT_EXTENSIONS = (".mp4",)
-SAMPLERS = ("euler",)
+SAMPLERS = ("euler", "unipc")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PREVIEWS = ("none", "latent", "contact")
 MAX_SEED = 2**63 - 1
-
-# A name has 255 bytes on common file systems, and the sidecar's is five longer.
-_MAX_NAME_BYTES = 250
+STDIN = Path("-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +31,14 @@ class GenerateRequest:
     """One video from one picture, or from a prompt alone.
 
     Attributes:
-        image: the picture; None only with `text_only`.
+        image: the picture; None only with `text_only`, or with `latents`. `-` was read from stdin.
+        image_data: the bytes of that picture, where it came from stdin.
         text_only: text to video, the gamma = 0 case of Eq. 15.
         prompt: as the user gave it, without the style's words.
         style: name of a style preset.
         negative_prompt: what to steer away from.
-        output: the video's path; by default a name made of picture, style and seed.
+        output: the video's path, `FOLDER/%04d.png` for frames or `-` for stdout; by default a
+            name made of picture, style and seed.
         model: name of a model card.
         width, height: in pixels; both None for the card's bucket nearest to the picture.
         num_frames: `4k + 1`.
@@ -44,18 +46,27 @@ class GenerateRequest:
         num_inference_steps: of the sampler.
         guidance_scale: of classifier-free guidance; 1 and below switch it off.
         shift: of the sampler's sigmas, `s * l / (1 + (s - 1) * l)`.
-        sampler: `euler`.
+        sampler: `euler` or `unipc`.
+        cache: the step cache and its threshold.
+        cache_start: steps at the start of the clip that are always computed.
         cutoff: percentile of the Fourier filter at the first and at the last step.
         seed: of the noise.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: of the transformer: `auto` (the card's), `bfloat16`, `float16` or `float32`.
         overwrite: an existing output may be replaced.
+        metadata: the recipe is kept in the video and beside it.
+        preview: `latent` keeps a picture of the estimate beside the output while sampling,
+            `contact` stops after a few steps and shows only that picture.
+        latents: a file of latents to go on from, instead of from noise.
+        replayed: the recipe that is made again, to compare its hashes with today's.
+        replayed_from: what to call that recipe.
 
     Raises:
         InvalidRequestError: a value is out of range; the message names it.
     """
 
     image: Path | None
+    image_data: bytes | None = field(default=None, repr=False)
     text_only: bool = False
     prompt: str = ""
     style: str | None = None
@@ -70,11 +81,18 @@ class GenerateRequest:
     guidance_scale: float = 5.0
     shift: float = 7.0
     sampler: str = "euler"
+    cache: StepCacheChoice = NO_CACHE
+    cache_start: int = 5
     cutoff: tuple[float, float] = (0.1, 0.1)
     seed: int
     device: str = "auto"
     dtype: str = "auto"
     overwrite: bool = False
+    metadata: bool = True
+    preview: str = "none"
+    latents: Path | None = None
+    replayed: Mapping[str, Any] | None = field(default=None, repr=False)
+    replayed_from: str = ""
 
     def __post_init__(self) -> None:
         spec = find_model(self.model)
@@ -82,6 +100,7 @@ class GenerateRequest:
             find_style(self.style)
         self._check_input(spec)
         self._check_dials()
+        self._check_cache(spec)
         self._check_frames(spec)
         self._check_size(spec)
         self._check_machine()
@@ -113,7 +132,7 @@ class GenerateRequest:
             "version": __version__,
             "command": "generate",
             "model": self.model,
-            "image": None if self.image is None else self.image.name,
+            "image": None if self.image is None else _name_in_recipe(self.image),
             "prompt": self.prompt,
             "style": self.style,
             "full_prompt": self.full_prompt,
@@ -126,13 +145,15 @@ class GenerateRequest:
             "guidance_scale": self.guidance_scale,
             "shift": self.shift,
             "sampler": self.sampler,
+            "cache": str(self.cache),
+            "cache_start": self.cache_start,
             "cutoff": list(self.cutoff),
             "seed": self.seed,
             "dtype": self.dtype,
         }
 
     def _check_input(self, spec: ModelSpec) -> None:
-        if self.image is None and not self.text_only:
+        if self.image is None and not self.text_only and self.latents is None:
             raise InvalidRequestError(
                 "a picture is missing",
                 hint='osp generate photo.jpg "the camera pans left", or --text PROMPT alone',
@@ -170,6 +191,21 @@ class GenerateRequest:
             raise InvalidRequestError(
                 f"unknown sampler {self.sampler!r}", hint=f"the samplers are: {', '.join(SAMPLERS)}"
             )
+        if self.preview not in PREVIEWS:
+            raise InvalidRequestError(
+                f"unknown preview {self.preview!r}", hint=f"the previews are: {', '.join(PREVIEWS)}"
+            )
+
+    def _check_cache(self, spec: ModelSpec) -> None:
+        _check_range("--cache-start", self.cache_start, 0, 1000)
+        if self.cache.threshold is not None and not 0 < self.cache.threshold <= 100:
+            raise InvalidRequestError(
+                f"the threshold of --cache must be above 0 and at most 100, got {self.cache}",
+                hint="--cache teacache:0.1",
+            )
+        problem = spec.cache_problem(self.cache.kind)
+        if problem is not None:
+            raise InvalidRequestError(problem, hint="--cache none, or another cache or model")
 
     def _check_frames(self, spec: ModelSpec) -> None:
         _check_range("--frames", self.num_frames, 1, math.inf)
@@ -209,7 +245,7 @@ class GenerateRequest:
     def _check_machine(self) -> None:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
             raise InvalidRequestError(
-                f"unknown device {self.device!r}", hint="the devices are: auto, cpu, cuda, mps"
+                f"unknown device {self.device!r}", hint=f"the devices are: {', '.join(DEVICES)}"
             )
         if self.dtype not in ("auto", *DTYPES):
             raise InvalidRequestError(
@@ -227,63 +263,13 @@ class GenerateRequest:
                 seed=self.seed,
             )
             object.__setattr__(self, "output", output)
-        extension = output.suffix.lower()
-        if extension not in OUTPUT_EXTENSIONS:
-            if extension or not output.name:
-                got = f"ends in {extension!r}"
-                hint = f"--output {output.with_suffix('.mp4') if output.name else 'clip.mp4'}"
-            else:
-                got = "has no extension"
-                hint = f"--output {output}.mp4, or --output {output}/{OUTPUT_TEMPLATE} in a folder"
-            raise InvalidRequestError(
-                f"--output must end in .mp4, but {str(output)!r} {got}", hint=hint
-            )
-        if len(os.fsencode(output.name)) > _MAX_NAME_BYTES:
-            raise InvalidRequestError(
-                f"the output's name is longer than {_MAX_NAME_BYTES} bytes: {output.name!r}",
-                hint="choose a shorter one with --output",
-            )
+        check_output_name(output)
 
 
 def round_up_frames(num_frames: int, spec: ModelSpec) -> int:
     """The smallest clip of at least `num_frames` that the autoencoder can make, `4k + 1`."""
     every = spec.scale_factor_temporal
     return -(-(num_frames - 1) // every) * every + 1
-
-
-def expand_output(
-    template: str, *, image: Path | None, prompt: str, style: str | None, seed: int
-) -> Path:
-    """Fill `{name}`, `{style}` and `{seed}` in a path.
-
-    `{name}` is the picture's, or made of the prompt's first words. Without a style its
-    field disappears together with the separator before it, or after it at the start of a
-    name: `{name}-{style}-{seed}.mp4` becomes `cat-7.mp4`.
-
-    Raises:
-        InvalidRequestError: an unknown field.
-    """
-    fields = {
-        "name": image.stem if image is not None else _slug(prompt),
-        "style": style or "",
-        "seed": str(seed),
-    }
-
-    def fill(match: re.Match[str]) -> str:
-        field = match[1]
-        if field not in fields:
-            raise InvalidRequestError(
-                f"--output knows no field {{{field}}}",
-                hint=f"the fields are: {', '.join(f'{{{name}}}' for name in fields)}",
-            )
-        return fields[field]
-
-    def fill_part(part: str) -> str:
-        if not style:
-            part = re.sub(r"^\{style\}[-_ ]?|[-_ ]?\{style\}", "", part)
-        return re.sub(r"\{([^{}]*)\}", fill, part)
-
-    return Path(*filter(None, map(fill_part, Path(template).parts)))
 
 
 def _check_range(flag: str, value: float, low: float, high: float) -> None:
@@ -293,7 +279,6 @@ def _check_range(flag: str, value: float, low: float, high: float) -> None:
         raise InvalidRequestError(f"{flag} must be {limits}, got {value}")
 
 
-def _slug(prompt: str) -> str:
-    """A short file name made of a prompt's first words."""
-    words = re.findall(r"\w+", prompt.lower())
-    return "-".join(words)[:40].strip("-") or "clip"
+def _name_in_recipe(image: Path) -> str:
+    """A picture's file name; nothing of the folder it lies in, which is the user's business."""
+    return "stdin" if image == STDIN else image.name

@@ -1,22 +1,28 @@
-"""From what was typed to a request: flag > style preset > model card > paper default.
+"""From what was typed to requests: the strongest of many sources speaks, and is remembered.
 
-Each value keeps its origin, so that a run can say why it uses the number it uses.
+flag > line of a batch's file > recipe that is made again > variable > configuration files > style
+preset > model card > paper > the program's own default.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from osp_cli.config import Layer
+from osp_cli.dials import DIALS, MAX_SEEDS, NO_CACHE, RANDOM_SEED, Seeds, Size
 from osp_cli.errors import InvalidRequestError
+from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path
 from osp_cli.registry import ModelSpec, StylePreset, find_model, find_style
-from osp_cli.requests import OUTPUT_TEMPLATE, GenerateRequest, expand_output, round_up_frames
+from osp_cli.requests import GenerateRequest, round_up_frames
 
 DEFAULT_MODEL = "osp-mini"
+NO_STYLE = "none"
 
 # Section 5.1 of the paper: 49 frames at 16 fps in training; discrete Euler, sigma shift 7.0,
 # guidance 5.0, 50 steps and a cutoff percentile of 0.1 in sampling.
@@ -26,13 +32,30 @@ PAPER_DEFAULTS: Mapping[str, int | float | str] = {
     "num_inference_steps": 50,
     "guidance_scale": 5.0,
     "shift": 7.0,
+    "sampler": "euler",
     "cutoff": 0.1,
+}
+PROGRAM_DEFAULTS: Mapping[str, Any] = {
+    "model": DEFAULT_MODEL,
+    "style": None,
     "prompt": "",
     "negative_prompt": "",
+    "output": OUTPUT_TEMPLATE,
+    "size": None,
+    "seed": RANDOM_SEED,
+    "count": None,
+    "cache": NO_CACHE,
+    "cache_start": 5,
+    "preview": "none",
+    "metadata": True,
+    "device": "auto",
+    "dtype": "auto",
 }
 
 # Seeds people can read aloud and type again.
 _RANDOM_SEEDS = 2**32
+# Fields of the request that no layer settles under that name.
+_NOT_OF_REQUEST = ("size", "seed", "count", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,126 +68,306 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A request with the history of its values.
+    """Requests with the history of their values.
 
     Attributes:
-        request: ready to run.
-        origins: for each dial of the request, `flag`, `style NAME`, `card NAME` or `paper`.
+        requests: ready to run, one per seed.
+        settings: every dial by the name of its flag, as it holds for all requests.
         notices: sentences about values that had to be changed.
     """
 
-    request: GenerateRequest
-    origins: dict[str, str]
+    requests: tuple[GenerateRequest, ...]
+    settings: dict[str, Setting]
     notices: tuple[str, ...]
 
+    @property
+    def request(self) -> GenerateRequest:
+        """The first request, where there is only one."""
+        return self.requests[0]
 
-def resolve(
-    given: Mapping[str, Any], spec: ModelSpec, style: StylePreset | None
-) -> dict[str, Setting]:
-    """Every dial of the paper's defaults with the value of the strongest source.
 
-    Args:
-        given: flags by field name; None counts as not given.
-        spec: the model card.
-        style: the style preset, if any.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a clip is made of besides its dials.
+
+    Attributes:
+        image: path of the picture, `-` for the one in `image_data`.
+        image_data: bytes of a picture from stdin.
+        text: prompt of a video without a picture.
+        overwrite: existing outputs may be replaced.
+        latents: a file of latents to go on from.
+        replayed: the recipe that is made again, called `replayed_from`.
+        number: of the line in a batch, for the output's `{n}`.
     """
-    layers: list[tuple[str, Mapping[str, Any]]] = [("flag", given)]
-    if style is not None:
-        layers.append((f"style {style.name}", style.settings_for(spec)))
-    layers += [(f"card {spec.name}", spec.defaults), ("paper", PAPER_DEFAULTS)]
-    return {
-        name: next(
-            Setting(values[name], origin)
-            for origin, values in layers
-            if values.get(name) is not None
-        )
-        for name in PAPER_DEFAULTS
-    }
+
+    image: Path | None = None
+    image_data: bytes | None = None
+    text: str | None = None
+    overwrite: bool = False
+    latents: Path | None = None
+    replayed: Mapping[str, Any] | None = None
+    replayed_from: str = ""
+    number: str = "1"
 
 
 def settle_generate(
+    source: Source | None = None,
     *,
-    image: Path | None = None,
-    text: str | None = None,
-    prompt: str | None = None,
-    style: str | None = None,
-    negative_prompt: str | None = None,
-    output: str | None = None,
-    size: tuple[int, int] | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    frames: int | None = None,
-    seconds: float | None = None,
-    fps: int | None = None,
-    steps: int | None = None,
-    cfg: float | None = None,
-    shift: float | None = None,
-    cutoff: tuple[float, float] | None = None,
-    seed: int | None = None,
-    model: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
+    layers: Sequence[Layer] = (),
+    origin: str = "flag",
+    **flags: Any,
 ) -> Settled:
-    """Settle the flags of `osp generate`; None stands for a flag that was not given.
+    """Settle the dials of `osp generate` and make its requests.
+
+    Args:
+        source: picture or text, and how to treat files.
+        layers: other sources of values than flags, strongest first.
+        origin: what to call the place of the flags.
+        flags: by field name of the request; besides, `size`, `seconds`, `seed` and `count`. None
+            stands for a flag that was not given.
 
     Raises:
-        InvalidRequestError: a value, or two values together, make no sense.
+        InvalidRequestError: a value, or two values together, make no sense; the message tells
+            where a value that was not typed comes from.
     """
-    _refuse_both("--size", size, "--width/--height", width or height)
-    _refuse_both("--frames", frames, "--seconds", seconds)
-    _refuse_both("--text", text, "PROMPT", prompt)
-    if size is not None:
-        width, height = size
-    spec = find_model(model or DEFAULT_MODEL)
-    preset = None if style is None else find_style(style)
-    settings = resolve(
-        {
-            "num_frames": frames,
-            "fps": fps,
-            "num_inference_steps": steps,
-            "guidance_scale": cfg,
-            "shift": shift,
-            "cutoff": cutoff,
-            "prompt": prompt if text is None else text,
-            "negative_prompt": negative_prompt,
-        },
-        spec,
-        preset,
-    )
-    notices: list[str] = []
-    if seconds is not None:
-        settings["num_frames"] = Setting(_frames_of(seconds, settings["fps"].value), "flag")
-    asked_frames = settings["num_frames"].value
-    if asked_frames >= 1 and (num_frames := round_up_frames(asked_frames, spec)) != asked_frames:
-        settings["num_frames"] = Setting(num_frames, settings["num_frames"].origin)
-        notices.append(f"{asked_frames} frames rounded up to {num_frames}")
+    source = source or Source()
+    _refuse_both("--text", source.text, "PROMPT", flags.get("prompt"))
+    if source.text is not None:
+        flags["prompt"] = source.text
+    settings, notices = settle_dials([Layer(origin, flags), *layers])
+    try:
+        requests = _requests(source, settings)
+    except InvalidRequestError as error:
+        raise _with_origin(error, settings) from None
+    return Settled(requests, flag_names(settings), notices)
+
+
+def flag_names(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The same by the names of flags, in the order of `DIALS`."""
+    return {name: settings[dial.field] for name, dial in DIALS.items() if dial.field in settings}
+
+
+def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str, ...]]:
+    """Every dial by field name, with the value of the strongest source.
+
+    Args:
+        layers: what was given, strongest first; style, card and defaults come below.
+
+    Returns:
+        The settings, and sentences about values that had to be changed. A random seed has been
+        drawn, with the origin `random`.
+
+    Raises:
+        InvalidRequestError: two values contradict each other, or model or style are unknown.
+    """
+    above = [_checked(layer) for layer in layers]
+    named = _strongest(("model", "style"), [*above, Layer("default", PROGRAM_DEFAULTS)])
+    spec = find_model(named["model"].value)
+    style = _find_style(named["style"].value)
+    below = [Layer(f"card {spec.name}", spec.defaults), Layer("paper", PAPER_DEFAULTS)]
+    if style is not None:
+        below.insert(0, Layer(f"style {style.name}", style.settings_for(spec)))
+    known = [*above, *below, Layer("default", PROGRAM_DEFAULTS)]
+    fields = dict.fromkeys([*PROGRAM_DEFAULTS, *PAPER_DEFAULTS])
+    settings = _strongest((*fields, "seconds"), known)
+    settings["style"] = Setting(None if style is None else style.name, named["style"].origin)
     settings["cutoff"] = Setting(_ramp(settings["cutoff"].value), settings["cutoff"].origin)
-    if seed is None:
-        seed = secrets.randbelow(_RANDOM_SEEDS)
-    values = {name: setting.value for name, setting in settings.items()}
-    request = GenerateRequest(
-        image=image,
-        text_only=text is not None,
-        style=style,
-        output=expand_output(
-            output or OUTPUT_TEMPLATE,
-            image=image,
-            prompt=values["prompt"],
-            style=style,
+    notices = _settle_frames(settings, spec)
+    _settle_seeds(settings)
+    return settings, tuple(notices)
+
+
+def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
+    """The values of a recipe, so that it is made again where nothing else is asked.
+
+    Args:
+        recipe: as a run wrote it.
+        called: the file that it was read from.
+
+    Raises:
+        InvalidRequestError: no recipe of `osp generate`, or one that was tampered with.
+    """
+    if recipe.get("command") != "generate":
+        raise InvalidRequestError(f"{called} was not made by osp generate")
+    values: dict[str, Any] = {}
+    try:
+        for field, kind in _RECIPE_KINDS.items():
+            if field in recipe:
+                values[field] = _of_kind(kind, recipe[field])
+        values["style"] = _of_kind(str, recipe.get("style") or NO_STYLE)
+        values["size"] = Size(_of_kind(int, recipe["width"]), _of_kind(int, recipe["height"]))
+        values["seed"] = Seeds([_of_kind(int, recipe["seed"])])
+        values["cutoff"] = tuple(_of_kind(float, part) for part in recipe["cutoff"])
+        if len(values["cutoff"]) != 2:
+            raise ValueError("cutoff holds two numbers")
+        values["cache"] = DIALS["cache"].read(_of_kind(str, recipe.get("cache", "none")))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InvalidRequestError(f"the recipe in {called} is damaged: {error}") from None
+    # One clip is made again, however many the settings of this folder would ask for.
+    values["count"] = 1
+    return Layer(f"recipe of {called}", values)
+
+
+_RECIPE_KINDS: Mapping[str, type] = {
+    "model": str,
+    "prompt": str,
+    "negative_prompt": str,
+    "num_frames": int,
+    "fps": int,
+    "num_inference_steps": int,
+    "guidance_scale": float,
+    "shift": float,
+    "sampler": str,
+    "cache_start": int,
+    "dtype": str,
+}
+
+
+def _of_kind(kind: type, value: Any) -> Any:
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or isinstance(value, bool):
+        raise ValueError(f"{value!r} is no {kind.__name__}")
+    return kind(value)
+
+
+def _checked(layer: Layer) -> Layer:
+    """The layer without empty values, with one size and one length.
+
+    Raises:
+        InvalidRequestError: it has two names for one thing.
+    """
+    values = {field: value for field, value in layer.values.items() if value is not None}
+    unknown = values.keys() - {*PROGRAM_DEFAULTS, *PAPER_DEFAULTS, "seconds", "width", "height"}
+    if unknown:
+        raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
+    width, height = values.pop("width", None), values.pop("height", None)
+    _refuse_both("--size", values.get("size"), "--width/--height", width or height)
+    if width is not None or height is not None:
+        if width is None or height is None:
+            given, missing = ("--width", "--height") if width else ("--height", "--width")
+            raise InvalidRequestError(f"{given} needs {missing} too", hint="or use --size WxH")
+        values["size"] = Size(width, height)
+    _refuse_both("--frames", values.get("num_frames"), "--seconds", values.get("seconds"))
+    if "num_frames" in values:
+        # Hides the seconds of weaker layers.
+        values["seconds"] = math.nan
+    return Layer(layer.origin, values, layer.origins)
+
+
+def _strongest(fields: Sequence[str], layers: Sequence[Layer]) -> dict[str, Setting]:
+    """For each field the value of the first layer that has one; fields of no layer are left out."""
+    found = {}
+    for field in fields:
+        for layer in layers:
+            value = layer.values.get(field)
+            if value is not None or (field in layer.values and layer.values is PROGRAM_DEFAULTS):
+                found[field] = Setting(value, layer.origin_of(field))
+                break
+    return found
+
+
+def _find_style(name: str | None) -> StylePreset | None:
+    return None if name is None or name == NO_STYLE else find_style(name)
+
+
+def _settle_frames(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:
+    """Bring seconds and frames together as `4k + 1` frames; says what was rounded."""
+    seconds = settings.pop("seconds", None)
+    frames = settings["num_frames"]
+    # A length in frames hides weaker ones in seconds behind a number that is none.
+    if seconds is not None and not math.isnan(seconds.value):
+        frames = Setting(_frames_of(seconds.value, settings["fps"].value), seconds.origin)
+    asked = frames.value
+    settled = round_up_frames(asked, spec) if asked >= 1 else asked
+    settings["num_frames"] = Setting(settled, frames.origin)
+    return [] if settled == asked else [f"{asked} frames rounded up to {settled}"]
+
+
+def _settle_seeds(settings: dict[str, Setting]) -> None:
+    """Bring seed and count together as a list of seeds.
+
+    Raises:
+        InvalidRequestError: a count that contradicts the seeds.
+    """
+    wanted, count = settings["seed"], settings["count"]
+    if count.value is not None and not 1 <= count.value <= MAX_SEEDS:
+        raise InvalidRequestError(f"--count must be 1 to {MAX_SEEDS}, got {count.value}")
+    seeds, origin = wanted.value, wanted.origin
+    if seeds == RANDOM_SEED:
+        seeds, origin = Seeds([secrets.randbelow(_RANDOM_SEEDS)]), "random"
+    if len(seeds) == 1:
+        # One after the other, so that one number tells how to make all of them again.
+        seeds = Seeds(seeds[0] + index for index in range(count.value or 1))
+    elif count.value is not None and count.value != len(seeds):
+        raise InvalidRequestError(
+            f"--seed names {len(seeds)} videos, --count asks for {count.value}",
+            hint="leave one of the two out",
+        )
+    settings["seed"] = Setting(seeds, origin)
+    settings["count"] = Setting(len(seeds), count.origin)
+
+
+def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[GenerateRequest, ...]:
+    values = {field: setting.value for field, setting in settings.items()}
+    size = values["size"] or (None, None)
+    template = values["output"]
+    seeds = values["seed"]
+    if len(seeds) > 1 and template == str(STDOUT):
+        raise InvalidRequestError(f"--output - takes one video, got {len(seeds)}")
+    dials = {field: value for field, value in values.items() if field not in _NOT_OF_REQUEST}
+    requests = tuple(
+        GenerateRequest(
+            image=source.image,
+            image_data=source.image_data,
+            text_only=source.text is not None,
+            output=expand_output(
+                template,
+                image=source.image,
+                prompt=values["prompt"],
+                style=values["style"],
+                seed=seed,
+                number=source.number,
+            ),
+            width=size[0],
+            height=size[1],
             seed=seed,
-        ),
-        model=spec.name,
-        width=width,
-        height=height,
-        seed=seed,
-        device=device or "auto",
-        dtype=dtype or "auto",
-        overwrite=overwrite,
-        **values,
+            overwrite=source.overwrite,
+            latents=source.latents,
+            replayed=source.replayed,
+            replayed_from=source.replayed_from,
+            **dials,
+        )
+        for seed in seeds
     )
-    origins = {name: setting.origin for name, setting in settings.items()}
-    return Settled(request, origins, tuple(notices))
+    refuse_shared_outputs(requests, template)
+    return requests
+
+
+def refuse_shared_outputs(requests: Sequence[GenerateRequest], template: str) -> None:
+    """Refuse several videos under one name.
+
+    Raises:
+        InvalidRequestError: the hint offers a name with the seed in it.
+    """
+    # Latents too: `a.mp4` and `a.gif` would share theirs.
+    names = {latents_path(request.output) for request in requests}
+    if len(names) < len(requests):
+        path = Path(template)
+        raise InvalidRequestError(
+            f"{len(requests)} videos cannot all be {template}",
+            hint=f"--output {path.with_name(path.stem + '-{seed}' + path.suffix)}",
+        )
+
+
+def _with_origin(
+    error: InvalidRequestError, settings: Mapping[str, Setting]
+) -> InvalidRequestError:
+    """The error, saying where a value that was not typed comes from."""
+    match = re.match(r"--([a-z-]+)", error.message)
+    setting = settings.get(DIALS[match[1]].field) if match and match[1] in DIALS else None
+    if setting is None or setting.origin in ("flag", "paper", "default"):
+        return error
+    return type(error)(f"{error.message} (from {setting.origin})", hint=error.hint)
 
 
 def _refuse_both(one: str, first: object, other: str, second: object) -> None:

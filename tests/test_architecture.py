@@ -24,7 +24,19 @@ FLOORS = [
     {"pipelines", "training", "evaluation", "hub"},
     {"models", "conditioning", "sampling"},
     {"procedural", "media"},
-    {"requests", "plan", "events", "settings", "registry", "errors"},
+    {
+        "requests",
+        "plan",
+        "events",
+        "settings",
+        "registry",
+        "errors",
+        "dials",
+        "config",
+        "batch",
+        "outputs",
+        "stopping",
+    },
     {"__init__"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

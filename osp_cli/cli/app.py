@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,8 +14,8 @@ from osp_cli import __version__
 from osp_cli.cli import console
 from osp_cli.cli.generate import EXAMPLES, generate
 from osp_cli.cli.models import models
-from osp_cli.cli.options import canonical_name
 from osp_cli.cli.styles import styles
+from osp_cli.dials import canonical_name
 from osp_cli.errors import InterruptedRunError, OspError
 
 app = typer.Typer(
@@ -75,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InterruptedRunError("interrupted")
         return result if isinstance(result, int) else 0
     except OspError as error:
-        return _fail(args, error.message, error.hint, error.exit_code)
+        return _fail(args, error.message, error.hint, error.exit_code, error.kept)
     except typer.TyperException as error:
         return _fail(args, *_usage(error), error.exit_code)
     except console.StdoutClosedError:
@@ -104,7 +106,13 @@ def _usage(error: typer.TyperException) -> tuple[str, str | None]:
     return message[:1].lower() + message[1:], hint
 
 
-def _fail(args: list[str], message: str, hint: str | None, exit_code: int) -> int:
+def _fail(
+    args: list[str],
+    message: str,
+    hint: str | None,
+    exit_code: int,
+    kept: tuple[Path, ...] = (),
+) -> int:
     if "--debug" in args:
         import traceback
 
@@ -113,8 +121,10 @@ def _fail(args: list[str], message: str, hint: str | None, exit_code: int) -> in
         from osp_cli.events import Failed
 
         try:
-            console.write_json(Failed(message, hint, exit_code).as_json())
+            console.write_json(Failed(message, hint, exit_code, kept).as_json())
         except console.StdoutClosedError:
             console.discard_stdout()
     console.say_error(message, hint)
+    for path in kept:
+        console.say(f"kept: {path}; osp generate --from {shlex.quote(str(path))} goes on from it")
     return exit_code

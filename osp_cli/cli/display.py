@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from osp_cli import events
 from osp_cli.cli import console
+from osp_cli.outputs import STDOUT
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -95,8 +96,23 @@ class Display:
             case events.Saved():
                 self._stage = ""
                 self.rest()
-            case events.Done(_, timings):
+            case events.ItemStarted(item, num_items, output):
                 self.rest()
+                self._stage = ""
+                self.line(f"video {item} of {num_items}: {output}")
+            case events.Failed(message, hint, _, kept):
+                self.rest()
+                console.say_error(message, hint)
+                for path in kept:
+                    self.line(f"kept: {path}")
+            case events.Preview(path):
+                self.line(f"preview: {path}")
+            case events.LatentsSaved(path, step, num_steps) if step < num_steps:
+                self.line(f"latents after step {step} of {num_steps}: {path}")
+            case events.Done(_, timings, skipped):
+                self.rest()
+                if skipped:
+                    self.line(f"the cache skipped {skipped} steps")
                 parts = ", ".join(
                     f"{_STAGE_NAMES.get(name, name)} {seconds:.1f}"
                     for name, seconds in timings.items()
@@ -178,9 +194,8 @@ def listen(run: Iterator[events.Event], display: Display | None, *, as_json: boo
             if display is not None:
                 display.show(event)
             if as_json:
-                if not isinstance(event, events.FramesReady):
-                    console.write_json(event.as_json())
-            elif isinstance(event, events.Saved):
+                console.write_json(event.as_json())
+            elif isinstance(event, events.Saved) and event.path != STDOUT:
                 console.write_line(str(event.path))
     finally:
         close: Callable[[], None] | None = getattr(run, "close", None)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from osp_cli.cli import console
 from osp_cli.cli import options as opt
-from osp_cli.errors import InterruptedRunError, InvalidRequestError
+from osp_cli.errors import InterruptedRunError, InvalidRequestError, OspError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from osp_cli.cli.display import Display
+    from osp_cli.cli.intake import Asked, Call
     from osp_cli.events import Event
     from osp_cli.requests import GenerateRequest
-    from osp_cli.settings import Settled
+    from osp_cli.stopping import StopSignal
 
 EXAMPLES = """\
 \b
 Examples:
   osp generate photo.jpg "the camera pans left"
-  osp generate photo.jpg "snow falls" --style ghibli --seed 7
-  osp generate photo.jpg @prompt.txt -s ink -o ink.mp4 -y
-  osp generate --text "clouds drift over a lake" -m flashi2v-1.3b
+  osp generate photo.jpg "snow falls" --style ghibli --seed 1-4
+  osp generate photo.jpg @prompt.txt -s ink -o ink.gif -y
+  osp generate --from clip.mp4 --style oil
+  osp generate photo.jpg --from-file prompts.txt -o videos/
+  curl -s URL | osp generate - "zoom in" -o - | ffplay -
 """
 
 
@@ -33,6 +39,7 @@ def generate(
     output: opt.OutputOpt = None,
     overwrite: opt.OverwriteOpt = False,
     seed: opt.SeedOpt = None,
+    count: opt.CountOpt = None,
     negative_prompt: opt.NegativePromptOpt = None,
     text: opt.TextOpt = None,
     size: opt.SizeOpt = None,
@@ -45,9 +52,20 @@ def generate(
     cfg: opt.CfgOpt = None,
     cutoff: opt.CutoffOpt = None,
     shift: opt.ShiftOpt = None,
+    sampler: opt.SamplerOpt = None,
+    cache: opt.CacheOpt = None,
+    cache_start: opt.CacheStartOpt = None,
+    preview: opt.PreviewOpt = None,
+    pick: opt.PickOpt = None,
+    from_recipe: opt.FromOpt = None,
+    from_file: opt.FromFileOpt = None,
     model: opt.ModelOpt = None,
     device: opt.DeviceOpt = None,
     dtype: opt.DtypeOpt = None,
+    metadata: opt.MetadataOpt = None,
+    config: opt.ConfigOpt = None,
+    print_config: opt.PrintConfigOpt = False,
+    dry_run: opt.DryRunOpt = False,
     as_json: opt.JsonOpt = False,
     quiet: opt.QuietOpt = False,
     verbose: opt.VerboseOpt = False,
@@ -56,78 +74,212 @@ def generate(
     """Turn a picture into a video."""
     started = time.monotonic()
     # Here, as `osp --help` needs none of it.
-    from osp_cli.cli.display import listen, open_display
-    from osp_cli.settings import settle_generate
+    from osp_cli.cli.intake import Call, gather
+    from osp_cli.config import stored_layers
 
     if quiet and verbose:
         raise InvalidRequestError("--quiet and --verbose exclude each other")
-    settled = settle_generate(
-        image=None if image is None else Path(image),
+    call = Call(
+        image=image,
         prompt=prompt,
         text=text,
-        style=style,
-        negative_prompt=negative_prompt,
-        output=output,
-        size=size,
-        width=width,
-        height=height,
-        frames=frames,
-        seconds=seconds,
-        fps=fps,
-        steps=steps,
-        cfg=cfg,
-        shift=shift,
-        cutoff=cutoff,
-        seed=seed,
-        model=model,
-        device=device,
-        dtype=dtype,
+        flags={
+            "style": style,
+            "negative_prompt": negative_prompt,
+            "output": output,
+            "size": size,
+            "width": width,
+            "height": height,
+            "num_frames": frames,
+            "seconds": seconds,
+            "fps": fps,
+            "num_inference_steps": steps,
+            "guidance_scale": cfg,
+            "shift": shift,
+            "sampler": sampler,
+            "cutoff": cutoff,
+            "seed": seed,
+            "count": count,
+            "cache": cache,
+            "cache_start": cache_start,
+            "preview": preview,
+            "metadata": metadata,
+            "model": model,
+            "device": device,
+            "dtype": dtype,
+        },
         overwrite=overwrite,
+        recipe_file=from_recipe,
+        batch_file=from_file,
+        pick=pick,
+        stored=stored_layers("generate", None if config is None else Path(config)),
     )
-    request = settled.request
-    _refuse_early(request)
-
-    display = open_display(quiet=quiet, verbose=verbose, as_json=as_json)
-    if display is None:
-        listen(_events(settled, started), None, as_json=as_json)
+    if print_config:
+        _print_config(call, as_json=as_json)
         return
-    with display:
-        if verbose:
-            for name, origin in settled.origins.items():
-                display.line(f"{name} = {getattr(request, name)!r} ({origin})")
-        display.begin("load")
-        listen(_events(settled, started), display, as_json=as_json)
+    asked = gather(call)
+    _refuse_streams(asked, as_json=as_json)
+    asked = _refuse_early(asked)
+    if dry_run:
+        _show_plans(asked, as_json=as_json)
+        return
+    _run(asked, started, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
-def _refuse_early(request: GenerateRequest) -> None:
-    """Refuse what can be refused before torch is imported, a matter of seconds."""
-    from osp_cli.media.sinks import check_video_output
+def _print_config(call: Call, *, as_json: bool) -> None:
+    """Show the settings; with a picture or a text, of a request that could run."""
+    from osp_cli.cli.intake import gather, layers_of
+    from osp_cli.cli.showing import show_settings
+    from osp_cli.settings import flag_names, settle_dials
 
-    if request.image is not None:
-        from osp_cli.media.image import load_image
+    if call.batch_file is not None:
+        raise InvalidRequestError(
+            "--print-config shows one set of settings, --from-file may hold many"
+        )
+    if call.image is None and call.text is None and call.recipe_file is None:
+        settings = flag_names(settle_dials(layers_of(call))[0])
+    else:
+        settings = dict(gather(call).settings)
+    show_settings(settings, as_json=as_json)
 
-        load_image(request.image)
-    check_video_output(request.output, overwrite=request.overwrite)
-    request.spec.weights_dir()
+
+def _refuse_streams(asked: Asked, *, as_json: bool) -> None:
+    """Refuse what stdout cannot carry at once."""
+    from osp_cli.outputs import STDOUT
+
+    if not any(request.output == STDOUT for request in asked.requests):
+        return
+    if as_json:
+        raise InvalidRequestError("--json and --output - both want stdout", hint="-o clip.mp4")
+    if any(request.preview != "none" for request in asked.requests):
+        raise InvalidRequestError("--preview needs a file beside which to lie, not --output -")
+    if sys.stdout is not None and sys.stdout.isatty():
+        raise InvalidRequestError(
+            "--output - writes a video, stdout is a terminal here",
+            hint="pipe it on: osp generate ... -o - | ffplay -",
+        )
 
 
-def _events(settled: Settled, started: float) -> Iterator[Event]:
+def _refuse_early(asked: Asked) -> Asked:
+    """Refuse what can be refused before torch is imported, a matter of seconds.
+
+    Raises:
+        OspError: of the only video, or the first of a batch in which none can be made.
+    """
+    from dataclasses import replace
+
+    checked = [item if isinstance(item, OspError) else _checked(item) for item in asked.items]
+    errors = [item for item in checked if isinstance(item, OspError)]
+    if len(errors) == len(checked):
+        for error in errors[1:]:
+            console.say_error(error.message, error.hint)
+        raise errors[0]
+    return replace(asked, items=checked)
+
+
+def _checked(request: GenerateRequest) -> GenerateRequest | OspError:
+    from osp_cli.media.image import decode_image, load_image
+    from osp_cli.media.sinks import check_output
+    from osp_cli.runtime.replay import refuse_unfinished
+
+    try:
+        if request.image_data is not None:
+            decode_image(request.image_data, name="the picture on stdin")
+        elif request.image is not None:
+            load_image(request.image)
+        check_output(request.output, overwrite=request.overwrite)
+        request.spec.weights_dir()
+        refuse_unfinished(request)
+    except OspError as error:
+        return error
+    return request
+
+
+def _show_plans(asked: Asked, *, as_json: bool) -> None:
+    """What `--dry-run` does: plans, and nothing loaded."""
+    from osp_cli.cli.showing import show_plan
+    from osp_cli.runtime.runner import preview_plan
+
+    for notice in asked.notices:
+        console.say(f"note: {notice}")
+    for number, item in enumerate(asked.items):
+        if isinstance(item, OspError):
+            console.say_error(item.message, item.hint)
+            continue
+        planned, notices = preview_plan(item)
+        for notice in notices:
+            console.say(f"note: {notice}")
+        if as_json:
+            console.write_json(planned.as_json())
+            continue
+        if number:
+            console.write_line("")
+        show_plan(planned.plan, item)
+
+
+def _run(asked: Asked, started: float, *, as_json: bool, quiet: bool, verbose: bool) -> None:
+    from osp_cli.cli.display import listen, open_display
+    from osp_cli.cli.showing import dial_text
+    from osp_cli.stopping import StopSignal
+
+    display: Display | None = open_display(quiet=quiet, verbose=verbose, as_json=as_json)
+    with StopSignal(talk=not quiet).installed() as stop:
+        events = _events(asked, started, stop)
+        if display is None:
+            listen(events, None, as_json=as_json)
+            return
+        with display:
+            if verbose:
+                for name, setting in asked.settings.items():
+                    display.line(f"{name} = {dial_text(name, setting)} ({setting.origin})")
+            display.begin("load")
+            listen(events, display, as_json=as_json)
+
+
+def _events(asked: Asked, started: float, stop: StopSignal) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
     from osp_cli.events import Done, Notice, Saved
 
-    yield from (Notice(message) for message in settled.notices)
+    yield from (Notice(message) for message in asked.notices)
     saved: list[Path] = []
     try:
-        from osp_cli.runtime.runner import run  # torch starts here
-
+        run = _runner(asked, stop)  # torch starts here
         imported = time.monotonic() - started
-        for event in run(settled.request):
+        for event in run:
             match event:
                 case Saved(path):
                     saved.append(path)
-                case Done(seconds, timings):
-                    event = Done(seconds + imported, {"imports": imported, **timings})
+                case Done(seconds, timings, skipped):
+                    event = Done(seconds + imported, {"imports": imported, **timings}, skipped)
             yield event
+    except BrokenPipeError as error:
+        raise console.StdoutClosedError from error
     except KeyboardInterrupt as error:
-        kept = f"{', '.join(map(str, saved))} was saved" if saved else "no video was saved"
-        raise InterruptedRunError(f"interrupted, {kept}") from error
+        raise stop.error(f"interrupted, {_told(saved)}") from error
+    except InterruptedRunError as error:
+        raise type(error)(f"{error.message}, {_told(saved)}", kept=error.kept) from error
+
+
+def _runner(asked: Asked, stop: StopSignal) -> Iterator[Event]:
+    """The iterator that does the work, not yet begun."""
+    requests: Sequence[GenerateRequest] = asked.requests
+    if requests[0].preview == "contact":
+        from osp_cli.runtime.contact import run_contact
+
+        return run_contact(requests, stop=stop)
+    if asked.is_batch:
+        from osp_cli.runtime.batch import run_batch
+
+        return run_batch(asked.items, stop=stop)
+    from osp_cli.runtime.runner import run
+
+    return run(requests[0], stop=stop)
+
+
+def _told(saved: Sequence[Path]) -> str:
+    """What an interrupted run leaves whole."""
+    if not saved:
+        return "no video was saved"
+    if len(saved) > 3:
+        return f"{len(saved)} videos were saved"
+    return f"{', '.join(map(str, saved))} {'was' if len(saved) == 1 else 'were'} saved"

@@ -1,144 +1,38 @@
-"""The options that commands share: their names, help and the reading of their values.
-
-A value is read here only as far as its spelling goes; whether it makes sense is the
-request's business. Everything unreadable is refused in the same form as there.
-"""
+"""The options that commands share: their names, help and the reading of their values."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
-from osp_cli.errors import InvalidRequestError
-
-# Names that users of other programs already type; accepted, not advertised.
-ALIASES = {
-    "num-inference-steps": "steps",
-    "guidance-scale": "cfg",
-    "flow-shift": "shift",
-    "num-frames": "frames",
-}
-
-
-class Size(NamedTuple):
-    """Width and height in pixels."""
-
-    width: int
-    height: int
-
-
-class Ramp(NamedTuple):
-    """The values of a dial at the first and at the last step."""
-
-    start: float
-    end: float
-
-
-_DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
-def canonical_name(name: str) -> str:
-    """The name of the option that `name`, without dashes, stands for."""
-    return ALIASES.get(name, name)
-
-
-def whole_number(flag: str) -> Callable[[str], int]:
-    """A reader of whole numbers whose refusal names `flag`."""
-
-    def read(text: str) -> int:
-        try:
-            return int(text)
-        except ValueError:
-            raise InvalidRequestError(f"{flag} takes a whole number, got {text!r}") from None
-
-    return read
-
-
-def number(flag: str) -> Callable[[str], float]:
-    """A reader of numbers whose refusal names `flag`."""
-
-    def read(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            raise InvalidRequestError(f"{flag} takes a number, got {text!r}") from None
-
-    return read
-
-
-def size(text: str) -> Size:
-    """Read `448x256`."""
-    match = re.fullmatch(r"(\d{1,9})[xX](\d{1,9})", text.strip())
-    if match is None:
-        raise InvalidRequestError(
-            f"--size takes WIDTHxHEIGHT in pixels, got {text!r}", hint="--size 448x256"
-        )
-    return Size(int(match[1]), int(match[2]))
-
-
-def cutoff(text: str) -> Ramp:
-    """Read `0.1`, or a ramp `0.1:0.5`."""
-    try:
-        numbers = [float(part) for part in text.split(":")]
-    except ValueError:
-        numbers = []
-    match numbers:
-        case [constant]:
-            return Ramp(constant, constant)
-        case [start, end]:
-            return Ramp(start, end)
-    raise InvalidRequestError(
-        f"--cutoff takes one number between 0 and 1, or START:END, got {text!r}",
-        hint="--cutoff 0.1 or --cutoff 0.1:0.5",
-    )
-
-
-def seed(text: str) -> int | None:
-    """A whole number, or None for `random`."""
-    if text.strip().lower() == "random":
-        return None
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidRequestError(
-            f"--seed takes a whole number or random, got {text!r}", hint="--seed 42"
-        ) from None
-
-
-def dtype(text: str) -> str:
-    """A precision by its torch name, also given as bf16, fp16 or fp32."""
-    return _DTYPE_ALIASES.get(text, text)
-
-
-def prompt_text(text: str) -> str:
-    """The text itself, or what is in the file after an `@`."""
-    if not text.startswith("@"):
-        return text
-    path = Path(text[1:])
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise InvalidRequestError(
-            f"the prompt file {text[1:]!r} cannot be read: {error.strerror}",
-            hint="after @ comes a text file; leave the @ out to write the prompt itself",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"the prompt file {text[1:]!r} is not UTF-8 text") from error
-
+from osp_cli.dials import (
+    Ramp,
+    Seeds,
+    Size,
+    StepCacheChoice,
+    cutoff,
+    dtype,
+    number,
+    prompt_text,
+    seeds,
+    size,
+    step_cache,
+    whole_number,
+)
 
 ImageArg = Annotated[
-    str | None, typer.Argument(metavar="IMAGE", help="Picture to start from", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="IMAGE", help="Picture to start from, or - for stdin", show_default=False
+    ),
 ]
 PromptArg = Annotated[
     str | None,
     typer.Argument(
         metavar="PROMPT",
         parser=prompt_text,
-        help="What happens in the video: text, or @FILE",
+        help="What happens in the video: text, @FILE, or - for stdin",
         show_default=False,
     ),
 ]
@@ -149,7 +43,7 @@ TextOpt = Annotated[
     ),
 ]
 StyleOpt = Annotated[
-    str | None, typer.Option("--style", "-s", metavar="NAME", help="One of `osp styles`")
+    str | None, typer.Option("--style", "-s", metavar="NAME", help="One of `osp styles`, or none")
 ]
 NegativePromptOpt = Annotated[
     str | None,
@@ -164,7 +58,11 @@ NegativePromptOpt = Annotated[
 OutputOpt = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", metavar="PATH", help="Video to write [{name}-{style}-{seed}.mp4]"
+        "--output",
+        "-o",
+        metavar="PATH",
+        help=".mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout "
+        "[{name}-{style}-{seed}.mp4]",
     ),
 ]
 # Classes of their own, since Typer would take a plain tuple for an option of two arguments.
@@ -232,9 +130,105 @@ CutoffOpt = Annotated[
         help="0 to 1: how little of the picture's detail leads, or a ramp [0.1]",
     ),
 ]
+SamplerOpt = Annotated[
+    str | None,
+    typer.Option("--sampler", metavar="NAME", help="euler or unipc [card's]"),
+]
 SeedOpt = Annotated[
+    Seeds | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        parser=seeds,
+        help="Equal seeds, equal videos; 1-4 or 3,7 make one video each [random]",
+    ),
+]
+CountOpt = Annotated[
     int | None,
-    typer.Option("--seed", metavar="N", parser=seed, help="Equal seeds, equal videos [random]"),
+    typer.Option(
+        "--count",
+        "-c",
+        metavar="N",
+        parser=whole_number("--count"),
+        help="So many videos, with seeds one after the other [1]",
+    ),
+]
+CacheOpt = Annotated[
+    StepCacheChoice | None,
+    typer.Option(
+        "--cache",
+        metavar="KIND[:X]",
+        parser=step_cache,
+        help="none, teacache, fbcache or magcache: skip steps that change little [none]",
+    ),
+]
+CacheStartOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--cache-start",
+        metavar="N",
+        parser=whole_number("--cache-start"),
+        help="Steps at the start that are always computed [5]",
+    ),
+]
+PreviewOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--preview",
+        metavar="KIND",
+        help="latent: a picture of the video while it is made; "
+        "contact: only a sheet of all seeds after a few steps [none]",
+    ),
+]
+PickOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--pick",
+        metavar="SEED",
+        parser=whole_number("--pick"),
+        help="Finish this seed of a contact sheet",
+    ),
+]
+FromOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="FILE",
+        help="Make it again from a video or its .json, or finish a .latents file; other flags win",
+    ),
+]
+FromFileOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from-file",
+        "-F",
+        metavar="FILE",
+        help="One video per line of a .txt, .jsonl or .csv file",
+    ),
+]
+ConfigOpt = Annotated[
+    str | None, typer.Option("--config", metavar="FILE", help="Settings in TOML [osp.toml]")
+]
+PrintConfigOpt = Annotated[
+    bool,
+    typer.Option(
+        "--print-config",
+        help="Show every setting and where it comes from, and exit",
+        show_default=False,
+    ),
+]
+DryRunOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Show the plan, with bytes and time, and exit", show_default=False
+    ),
+]
+MetadataOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--metadata/--no-metadata",
+        help="Keep the recipe in the video and beside it, or nowhere [kept]",
+    ),
 ]
 ModelOpt = Annotated[
     str | None, typer.Option("--model", "-m", metavar="NAME", help="One of `osp models` [osp-mini]")

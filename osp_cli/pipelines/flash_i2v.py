@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +23,18 @@ from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.sampling.fourier import cutoff_at, fourier_features
 from osp_cli.sampling.guidance import classifier_free_guidance, uses_guidance
 from osp_cli.sampling.latent_shift import project_first_frame, shift_latents
-from osp_cli.sampling.schedulers import euler_schedule
+from osp_cli.sampling.schedulers import (
+    euler_schedule,
+    restore_solver,
+    solver_state,
+    unipc_schedule,
+)
+from osp_cli.sampling.step_cache import (
+    NoCacheConfig,
+    StepCache,
+    StepCacheConfig,
+    enable_step_cache,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +50,8 @@ class SamplingInputs:
         num_inference_steps, guidance_scale, shift: of the sampler.
         cutoff: percentile of the Fourier filter at the first and the last step.
         seed: of the noise, drawn on the CPU so that devices agree on it.
+        sampler: `euler` or `unipc`.
+        step_cache: what may be skipped.
     """
 
     image: Image.Image | None
@@ -49,6 +65,25 @@ class SamplingInputs:
     shift: float
     cutoff: tuple[float, float]
     seed: int
+    sampler: str = "euler"
+    step_cache: StepCacheConfig = field(default_factory=NoCacheConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingState:
+    """A clip between two steps; with the same inputs, all that is needed to go on bit-exactly.
+
+    Attributes:
+        latents: z, `(1, channels, latent_frames, h, w)` fp32; after the last step the clip itself.
+        step: how many steps are done.
+        solver: what the sampler remembers of earlier steps.
+        cache: what the step cache remembers.
+    """
+
+    latents: Tensor
+    step: int
+    solver: Mapping[str, Tensor] = field(default_factory=dict)
+    cache: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +126,32 @@ class FlashI2VPipeline:
         conditions = self.condition(inputs)
         yield StageFinished("condition", time.perf_counter() - started)
 
-        latents = self.initial_noise(inputs)
-        for step, after in self.sample(inputs, conditions, latents):
-            latents = after
-            yield step
+        with self.sampling(inputs, conditions) as sampling:
+            yield from sampling.steps()
 
         yield StageStarted("decode")
         started = time.perf_counter()
-        frames = uint8_frames(decode_latents(self.vae, latents))[0].cpu().numpy()
+        frames = decode_frames(self.vae, sampling.latents)
         yield StageFinished("decode", time.perf_counter() - started)
         yield FramesReady(frames)
 
+    @contextmanager
+    def sampling(
+        self,
+        inputs: SamplingInputs,
+        conditions: Conditions,
+        state: SamplingState | None = None,
+    ) -> Iterator[Sampling]:
+        """A clip to be sampled, from noise or from where `state` left it.
+
+        Inside the `with`, the transformer carries the step cache.
+        """
+        if state is None:
+            state = SamplingState(self.initial_noise(inputs), 0)
+        with enable_step_cache(self.transformer, inputs.step_cache) as cache:
+            yield Sampling(self, inputs, conditions, state, cache)
+
+    @torch.no_grad()
     def condition(self, inputs: SamplingInputs) -> Conditions:
         """Everything that depends on prompt and picture but not on the noise."""
         first = None
@@ -136,19 +186,10 @@ class FlashI2VPipeline:
     def sample(
         self, inputs: SamplingInputs, conditions: Conditions, latents: Tensor
     ) -> Iterator[tuple[StepDone, Tensor]]:
-        """The Euler loop in unshifted space; its end is x itself (Eq. 19)."""
-        scheduler = euler_schedule(inputs.num_inference_steps, inputs.shift, device=latents.device)
-        total = inputs.num_inference_steps
-        cutoff, features = None, torch.zeros_like(latents)
-        for index, timestep in enumerate(scheduler.timesteps):
-            started = time.perf_counter()
-            wanted = cutoff_at(index, total, *inputs.cutoff)
-            if conditions.first is not None and wanted != cutoff:
-                cutoff = wanted
-                features = fourier_features(conditions.first, cutoff, latents.shape[2])
-            velocity = self.velocity(latents, timestep, conditions, features, inputs.guidance_scale)
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-            yield StepDone(index + 1, total, time.perf_counter() - started), latents
+        """Each step and the latents after it, from `latents` on."""
+        with self.sampling(inputs, conditions, SamplingState(latents, 0)) as sampling:
+            for event in sampling.steps():
+                yield event, sampling.latents
 
     def velocity(
         self,
@@ -191,3 +232,102 @@ class FlashI2VPipeline:
             inputs.width // cell,
         )
         return torch.zeros(shape, device=self.transformer.device)
+
+
+class Sampling:
+    """One clip on its way from noise to latents, in unshifted space: its end is x itself (Eq. 19).
+
+    Args:
+        pipeline: of the models.
+        inputs, conditions: of the clip.
+        state: where it stands.
+        cache: that the transformer carries.
+
+    Attributes:
+        latents: z after the steps done, fp32.
+        step: how many steps are done.
+        num_steps: how many there are.
+        cache: what was skipped.
+    """
+
+    def __init__(
+        self,
+        pipeline: FlashI2VPipeline,
+        inputs: SamplingInputs,
+        conditions: Conditions,
+        state: SamplingState,
+        cache: StepCache,
+    ) -> None:
+        self.latents = state.latents.to(pipeline.transformer.device)
+        self.step = state.step
+        self.num_steps = inputs.num_inference_steps
+        self.cache = cache
+        self._pipeline = pipeline
+        self._inputs = inputs
+        self._conditions = conditions
+        make = unipc_schedule if inputs.sampler == "unipc" else euler_schedule
+        self._scheduler = make(self.num_steps, inputs.shift, device=self.latents.device)
+        # The final 0 belongs to the grid.
+        self._sigmas = [float(sigma) for sigma in self._scheduler.sigmas]
+        self._last: tuple[Tensor, Tensor, float] | None = None
+        if state.step:
+            restore_solver(self._scheduler, state.step, state.solver)
+        if state.cache:
+            cache.restore(state.cache)
+
+    @torch.no_grad()
+    def steps(self) -> Iterator[StepDone]:
+        """Do the steps that are left; after each, `latents` and `step` have moved on."""
+        inputs, conditions = self._inputs, self._conditions
+        cutoff, features = None, torch.zeros_like(self.latents)
+        for timestep in self._scheduler.timesteps[self.step :]:
+            started = time.perf_counter()
+            wanted = cutoff_at(self.step, self.num_steps, *inputs.cutoff)
+            if conditions.first is not None and wanted != cutoff:
+                cutoff = wanted
+                features = fourier_features(conditions.first, cutoff, self.latents.shape[2])
+            velocity = self._pipeline.velocity(
+                self.latents, timestep, conditions, features, inputs.guidance_scale
+            )
+            self._last = self.latents, velocity, self._sigmas[self.step]
+            self.latents = self._scheduler.step(
+                velocity, timestep, self.latents, return_dict=False
+            )[0]
+            self.step += 1
+            seconds = time.perf_counter() - started
+            yield StepDone(self.step, self.num_steps, seconds, self.cache.last_step_skipped)
+
+    def state(self) -> SamplingState:
+        """Where the clip stands now."""
+        if self.step == self.num_steps:
+            return SamplingState(self.latents, self.step)
+        return SamplingState(
+            self.latents, self.step, solver_state(self._scheduler), self.cache.state()
+        )
+
+    def estimate(self) -> Tensor:
+        """What the last step took the clip to be, `x = z_t - sigma v`, like `latents`.
+
+        Raises:
+            ValueError: no step has been done here.
+        """
+        if self._last is None:
+            raise ValueError("there is no estimate before the first step")
+        latents, velocity, sigma = self._last
+        return latents - sigma * velocity
+
+
+def decode_frames(vae: Any, latents: Tensor) -> NDArray[np.uint8]:
+    """The pictures of one clip, `(frames, height, width, 3)`; of latents as `Sampling` leaves."""
+    return uint8_frames(decode_latents(vae, latents))[0].cpu().numpy()
+
+
+def decode_glimpse(vae: Any, latents: Tensor, num_pictures: int = 4) -> list[NDArray[np.uint8]]:
+    """Single pictures spread evenly over a clip, far cheaper than all of its frames.
+
+    Each latent frame is decoded as if it began a clip, which is near to how it will look.
+    """
+    last = latents.shape[2] - 1
+    count = min(num_pictures, last + 1)
+    wanted = [round(index * last / max(1, count - 1)) for index in range(count)]
+    return [decode_frames(vae, latents[:, :, index : index + 1])[0] for index in wanted]

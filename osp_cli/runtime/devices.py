@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -44,6 +45,31 @@ def available_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return _available_ram()
+
+
+def measured_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.1) -> float:
+    """Multiplications and additions a second of large products on the device.
+
+    Args:
+        device: where to measure.
+        dtype: of the numbers.
+        seconds: how long to measure; on a device with its own queue, at least three products.
+    """
+    edge = 512 if device.type == "cpu" else 4096
+    left = torch.randn(edge, edge, device=device).to(dtype)
+    right = left.T.contiguous()
+    wait = (lambda: None) if device.type == "cpu" else torch.accelerator.synchronize
+    # The first product starts threads and kernels.
+    best = 0.0
+    ends = time.perf_counter() + seconds
+    count = 0
+    while count < 4 or time.perf_counter() < ends:
+        started = time.perf_counter()
+        left @ right
+        wait()
+        best = max(best, 2 * edge**3 / (time.perf_counter() - started)) if count else best
+        count += 1
+    return best
 
 
 def _available_ram() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from osp_cli.conditioning.base import Conditioner
-from osp_cli.errors import CheckpointError, RuntimeFailureError
+from osp_cli.errors import CheckpointError, RuntimeFailureError, WeightsMissingError
 from osp_cli.events import Loaded
 from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.state_dict import (
@@ -36,6 +36,11 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# The layer that conditioning enters, under its new and its original name.
+_TEXT_EMBEDDINGS = ("text_embedder.linear_1.weight", "text_embedding.0.weight")
+
+PARTS = ("transformer", "vae", "conditioner")
 
 
 @dataclass(slots=True)
@@ -59,24 +64,34 @@ def load_components(spec: ModelSpec, plan: Plan, folder: Path) -> Iterator[Loade
     Raises:
         CheckpointError: files are damaged or do not belong to this card.
     """
+    parts: dict[str, Any] = {}
+    for loaded, part in load_parts(spec, plan, folder, PARTS):
+        parts[loaded.component] = part
+        yield loaded
+    yield Components(**parts)
+
+
+def load_parts(
+    spec: ModelSpec, plan: Plan, folder: Path, names: Sequence[str]
+) -> Iterator[tuple[Loaded, Any]]:
+    """Loads those of `PARTS` that are named, one after the other.
+
+    Raises:
+        CheckpointError: files are damaged or do not belong to this card.
+    """
     device = torch.device(plan.device)
     loaders: dict[str, Callable[[], Any]] = {
-        "transformer": lambda: _load_transformer(spec, plan, folder),
-        "vae": lambda: _load_vae(spec, folder),
+        "transformer": lambda: _load_transformer(spec, plan, folder).to(device),
+        "vae": lambda: _load_vae(spec, folder).to(device),
         "conditioner": lambda: _load_conditioner(spec, folder, device),
     }
-    parts: dict[str, Any] = {}
-    for name, load in loaders.items():
+    for name in names:
         started = time.perf_counter()
         try:
-            part = load()
+            part = loaders[name]()
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"the {name} in {folder} cannot be loaded: {error}") from error
-        if name != "conditioner":
-            part = part.to(device)
-        parts[name] = part
-        yield Loaded(name, time.perf_counter() - started)
-    yield Components(**parts)
+        yield Loaded(name, time.perf_counter() - started), part
 
 
 def _load_transformer(spec: ModelSpec, plan: Plan, folder: Path) -> FlashI2VTransformer3DModel:
@@ -116,9 +131,12 @@ def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Co
 
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = _load_complete(UMT5EncoderModel, folder / "text_encoder", dtype)
+        _check_text_dim(folder, "text_encoder", encoder.config.d_model)
         return UMT5Conditioner(tokenizer, encoder.eval().to(device), spec.max_sequence_length)
     if spec.conditioner == "qwen2.5-vl":
         return _load_qwen(spec, folder, device, dtype)
+    if spec.conditioner == "qwen2.5-vl-released":
+        return _load_released_qwen(spec, folder, device, dtype)
     raise RuntimeFailureError(
         f"the card of {spec.name} asks for conditioning {spec.conditioner!r}, "
         "which this version does not have",
@@ -136,14 +154,12 @@ def _load_qwen(
 
     source = folder / "text_encoder"
     model = _load_complete(Qwen2_5_VLModel, source, dtype)
-    adapter = load_adapter(folder / "adapter", dtype=dtype)
-    _check_width(adapter, folder / "adapter", model.config.text_config.hidden_size)
+    adapter = _load_adapter(folder, "adapter", dtype, model.config.text_config.hidden_size)
     image_adapter = None
     if (folder / "image_adapter").is_dir():
-        image_adapter = load_adapter(folder / "image_adapter", dtype=dtype).to(device)
         width = spec.latent_channels * spec.image_token_patch**2
         width += POSITION_FEATURES * spec.image_token_positions
-        _check_width(image_adapter, folder / "image_adapter", width)
+        image_adapter = _load_adapter(folder, "image_adapter", dtype, width).to(device)
     return QwenVLConditioner(
         model.eval().to(device),
         PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True),
@@ -153,6 +169,42 @@ def _load_qwen(
         max_sequence_length=spec.max_sequence_length,
         image_token_patch=spec.image_token_patch,
         image_token_positions=spec.image_token_positions,
+    )
+
+
+def _load_released_qwen(
+    spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype
+) -> Conditioner:
+    from transformers import AutoTokenizer, Qwen2_5_VLTextModel
+
+    from osp_cli.conditioning.vlm_released import ReleasedQwenConditioner
+
+    # The text half of a whole checkpoint: the vision tower's weights are left over, and not read.
+    model = _load_complete(Qwen2_5_VLTextModel, folder / "text_encoder", dtype)
+    adapter = _load_adapter(folder, "adapter", dtype, model.config.hidden_size)
+    tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder), local_files_only=True)
+    return ReleasedQwenConditioner(
+        model.eval().to(device),
+        tokenizer,
+        adapter.to(device),
+        max_sequence_length=spec.max_sequence_length,
+        # As in the release, whose tokenizer says right.
+        padding_side=tokenizer.padding_side,
+    )
+
+
+def _tokenizer_folder(folder: Path) -> Path:
+    """A folder of its own, or the text encoder's, as in a repository of the hub.
+
+    Raises:
+        WeightsMissingError: There is no tokenizer in either.
+    """
+    for place in (folder / "tokenizer", folder / "text_encoder"):
+        if (place / "tokenizer_config.json").is_file():
+            return place
+    raise WeightsMissingError(
+        f"there is no tokenizer in {folder}",
+        hint="put tokenizer.json and tokenizer_config.json into its folder tokenizer",
     )
 
 
@@ -174,10 +226,31 @@ def _load_complete(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _check_width(adapter: FeatureAdapter, folder: Path, width: int) -> None:
-    """Refuses an adapter that was trained on other features than it would be given."""
+def _load_adapter(folder: Path, part: str, dtype: torch.dtype, width: int) -> FeatureAdapter:
+    """The adapter in `folder / part`, refused unless it maps `width` features to `text_dim`."""
+    adapter = load_adapter(folder / part, dtype=dtype)
     if adapter.fc1.in_features != width:
         raise CheckpointError(
-            f"the adapter in {folder} reads {adapter.fc1.in_features} features, "
+            f"the adapter in {folder / part} reads {adapter.fc1.in_features} features, "
             f"it would get {width}"
         )
+    _check_text_dim(folder, part, adapter.fc2.out_features)
+    return adapter
+
+
+def _check_text_dim(folder: Path, part: str, width: int) -> None:
+    """Refuses conditioning of another width than the transformer beside it takes.
+
+    Read from the headers of the weights: the transformer itself may be loaded later, or not at all.
+    """
+    for path in sorted((folder / "transformer").glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                if not name.endswith(_TEXT_EMBEDDINGS):
+                    continue
+                text_dim = file.get_slice(name).get_shape()[1]
+                if text_dim != width:
+                    raise CheckpointError(
+                        f"the {part} in {folder} gives conditioning of width {width}, "
+                        f"the transformer there takes {text_dim}"
+                    )

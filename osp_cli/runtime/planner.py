@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 from osp_cli.errors import WontFitError
@@ -16,6 +20,10 @@ _BASE_BYTES = 500 * 2**20
 # full-resolution intermediates, per output pixel. Both are upper ends of what was measured.
 _BYTES_PER_TOKEN = 60_000
 _BYTES_PER_PIXEL = 3 * 4 * 4
+# What a file takes at most per pixel of all frames; an mp4 of noise at this quality takes 0.6.
+_FILE_BYTES_PER_PIXEL = {".mp4": 0.75, ".gif": 1.2, ".webp": 1.2, ".png": 3.1}
+_MAX_HEADER_BYTES = 100 * 2**20
+_EFFICIENCY = 0.5
 
 
 def make_plan(
@@ -43,6 +51,7 @@ def make_plan(
     tokens = latent_frames * (height // cell) * (width // cell)
     dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
     stored = sum(path.stat().st_size for path in weights.rglob("*.safetensors"))
+    passes = request.num_inference_steps * (2 if request.guidance_scale > 1 else 1)
     expected = (
         _BASE_BYTES
         + stored * _DTYPE_BYTES[dtype] // 2
@@ -60,10 +69,61 @@ def make_plan(
         num_tokens=tokens,
         seed=request.seed,
         steps=request.num_inference_steps,
+        sampler=request.sampler,
+        cache=str(request.cache),
         guidance=request.guidance_scale,
         weights_bytes=stored,
         expected_peak_bytes=expected,
+        disk_bytes=_disk_bytes(request, spec, size, latent_frames),
+        operations=passes * _operations(weights / "transformer", spec, tokens, size),
     )
+
+
+def _disk_bytes(
+    request: GenerateRequest, spec: ModelSpec, size: tuple[int, int], latent_frames: int
+) -> int:
+    """At most so much is written: latents in single precision, and the video."""
+    width, height = size
+    cells = (width // spec.scale_factor_spatial) * (height // spec.scale_factor_spatial)
+    latents = 4 * spec.latent_channels * latent_frames * cells
+    # stdout gets an MP4.
+    per_pixel = _FILE_BYTES_PER_PIXEL.get(request.output.suffix.lower(), 0.75)
+    return latents + int(request.num_frames * width * height * per_pixel) + 2**20
+
+
+def _operations(folder: Path, spec: ModelSpec, tokens: int, size: tuple[int, int]) -> float:
+    """Multiplications and additions of one pass of the transformer.
+
+    Each weight meets each token; beside that, the attention of tokens to each other and to the
+    conditioning's rows.
+    """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    context = spec.max_sequence_length
+    if "image_adapter" in spec.parts:
+        cells = (size[0] // spec.scale_factor_spatial) * (size[1] // spec.scale_factor_spatial)
+        context += cells // spec.image_token_patch**2
+    attention = 4.0 * width * tokens * (tokens + context) * config["num_layers"]
+    return 2.0 * _num_weights(folder) * tokens + attention
+
+
+def _num_weights(folder: Path) -> int:
+    """How many numbers the files of a folder hold, told by their headers."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
+        header.pop("__metadata__", None)
+        count += sum(math.prod(tensor["shape"]) for tensor in header.values())
+    return count
+
+
+def with_time(plan: Plan, operations_per_second: float) -> Plan:
+    """The plan with the seconds that sampling will take on a device of this speed."""
+    # Measured on osp-mini, the passes reach this share of what one large product reaches.
+    seconds = plan.operations / (operations_per_second * _EFFICIENCY)
+    return replace(plan, expected_seconds=round(seconds, 1))
 
 
 def check_fits(plan: Plan, available_bytes: int) -> None:

@@ -1,0 +1,321 @@
+"""What a command line of `osp generate` asks for, gathered from wherever it is written.
+
+Pictures and prompts may come through stdin, settings out of a recipe, and many jobs out of a file;
+all of it ends in requests, or in the errors that stand in for those of a batch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from osp_cli.batch import Job, kind_of, read_file, read_jobs
+from osp_cli.config import Layer
+from osp_cli.dials import DIALS, Seeds
+from osp_cli.errors import InvalidRequestError, OspError
+from osp_cli.outputs import BATCH_TEMPLATE, LATENTS_SUFFIX, STDOUT, latents_path, output_of_latents
+from osp_cli.requests import STDIN, GenerateRequest
+from osp_cli.settings import Setting, Settled, Source, recipe_layer, settle_generate
+
+_MAX_STDIN_BYTES = 512 * 2**20
+# What may be said anew of latents that were sampled already.
+_FLAG_OF = {dial.field: dial.name for dial in DIALS.values()}
+_OF_THE_FILE = ("output", "fps", "metadata", "device", "preview")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """The command line.
+
+    Attributes:
+        image, prompt, text: as typed.
+        image_data: the picture on stdin.
+        flags: dials by field name, None where not given.
+        overwrite: `--overwrite`.
+        recipe_file, batch_file, pick: `--from`, `--from-file` and `--pick`.
+        stored: variables and configuration files.
+    """
+
+    image: str | None
+    prompt: str | None
+    text: str | None
+    flags: Mapping[str, Any]
+    overwrite: bool
+    recipe_file: str | None
+    batch_file: str | None
+    pick: int | None
+    stored: Sequence[Layer]
+    image_data: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is to be done.
+
+    Attributes:
+        items: requests, and the errors of lines of a batch.
+        settings: of the requests, by flag; empty for a batch, whose lines differ.
+        notices: sentences about what was changed.
+        is_batch: told one by one, and one failure does not end the rest.
+    """
+
+    items: list[GenerateRequest | OspError]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
+    is_batch: bool = False
+
+    @property
+    def requests(self) -> list[GenerateRequest]:
+        """The items that can be tried."""
+        return [item for item in self.items if isinstance(item, GenerateRequest)]
+
+
+def gather(call: Call) -> Asked:
+    """Everything that `call` asks for.
+
+    Raises:
+        InvalidRequestError: it makes no sense, or something it names cannot be read.
+    """
+    call = _read_stdin_of(call)
+    if call.batch_file is not None:
+        return _gather_batch(call)
+    settled = _settle_one(call)
+    return Asked(
+        list(settled.requests), settled.settings, settled.notices, len(settled.requests) > 1
+    )
+
+
+def layers_of(call: Call) -> list[Layer]:
+    """The flags and all stored settings, for showing them."""
+    prompt = call.text if call.text is not None else call.prompt
+    return [Layer("flag", {**_picked(call), "prompt": prompt}), *call.stored]
+
+
+def _settle_one(call: Call) -> Settled:
+    flags = _picked(call)
+    if call.recipe_file is None:
+        source = Source(**_inputs(call, call.image), text=call.text, overwrite=call.overwrite)
+        return settle_generate(source, layers=call.stored, prompt=call.prompt, **flags)
+    path = Path(call.recipe_file)
+    from osp_cli.media.recipes import read_recipe
+
+    recipe = read_recipe(path)
+    if recipe is None:
+        raise InvalidRequestError(
+            f"{path} holds no recipe",
+            hint="--from takes a video made by osp, its .json or a .latents.safetensors file",
+        )
+    layer = recipe_layer(recipe, str(path))
+    if path.name.endswith(LATENTS_SUFFIX):
+        return _settle_latents(call, path, layer)
+    image = call.image if call.image is not None else _picture_of(recipe, path, call)
+    text = _text_of(recipe, call)
+    source = Source(
+        **_inputs(call, image),
+        text=text,
+        overwrite=call.overwrite,
+        replayed=recipe,
+        replayed_from=str(path),
+    )
+    prompt = call.prompt if text is None else None
+    return settle_generate(source, layers=[layer, *call.stored], prompt=prompt, **flags)
+
+
+def _settle_latents(call: Call, path: Path, layer: Layer) -> Settled:
+    """Latents keep what they were sampled with; only the file made of them has dials left.
+
+    Raises:
+        InvalidRequestError: a flag that comes too late.
+    """
+    late = [
+        f"--{_FLAG_OF.get(name, name)}"
+        for name, value in call.flags.items()
+        if value is not None and name not in _OF_THE_FILE
+    ]
+    inputs = {"IMAGE": call.image, "PROMPT": call.prompt, "--text": call.text, "--pick": call.pick}
+    late += [name for name, value in inputs.items() if value is not None]
+    if late:
+        raise InvalidRequestError(
+            f"{', '.join(late)} cannot change latents that were sampled already",
+            hint="leave it out, or give --from the video's recipe to make it anew",
+        )
+    output = Layer(layer.origin, {**layer.values, "output": str(output_of_latents(path))})
+    stored = [Layer(each.origin, _of_the_file(each.values), each.origins) for each in call.stored]
+    source = Source(latents=path, overwrite=call.overwrite)
+    return settle_generate(source, layers=[output, *stored], **call.flags)
+
+
+def _of_the_file(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in _OF_THE_FILE}
+
+
+def _picked(call: Call) -> dict[str, Any]:
+    """The flags, with the one seed that was picked of a contact sheet."""
+    if call.pick is None:
+        return dict(call.flags)
+    if call.flags.get("preview") == "contact":
+        raise InvalidRequestError("--preview contact makes a sheet, --pick finishes one of it")
+    seeds = call.flags.get("seed")
+    if isinstance(seeds, Seeds) and call.pick not in seeds:
+        raise InvalidRequestError(f"--pick {call.pick} is not one of --seed {seeds}")
+    return {**call.flags, "seed": Seeds([call.pick]), "count": 1, "preview": "none"}
+
+
+def _text_of(recipe: Mapping[str, Any], call: Call) -> str | None:
+    """The prompt of a video without a picture, where the recipe or the call wants one."""
+    if call.text is not None or call.image is not None or recipe.get("image") is not None:
+        return call.text
+    return call.prompt if call.prompt is not None else str(recipe.get("prompt", ""))
+
+
+def _picture_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None:
+    """Where the picture of a recipe lies: beside its video, or here.
+
+    Raises:
+        InvalidRequestError: in neither place.
+    """
+    name = recipe.get("image")
+    if name is None or call.text is not None:
+        return None
+    # A recipe may come from anyone: it names a file, not a path.
+    name = Path(str(name)).name
+    if name == "stdin":
+        raise InvalidRequestError(
+            f"the picture of {path} came through stdin and is needed again",
+            hint=f"osp generate picture.png --from {path}",
+        )
+    for folder in (path.parent, Path()):
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise InvalidRequestError(
+        f"the picture {name!r} of {path} is neither beside it nor here",
+        hint=f"osp generate FOLDER/{name} --from {path}",
+    )
+
+
+def _gather_batch(call: Call) -> Asked:
+    if call.recipe_file is not None:
+        raise InvalidRequestError("--from and --from-file exclude each other")
+    assert call.batch_file is not None
+    if call.batch_file == "-":
+        text, called = _read_stdin().decode("utf-8-sig", errors="replace"), "stdin"
+        kind = kind_of(text)
+    else:
+        called = call.batch_file
+        text, kind = read_file(Path(called))
+    jobs = read_jobs(text, kind, called)
+    width = len(str(len(jobs)))
+    items: list[GenerateRequest | OspError] = []
+    notices: list[str] = []
+    taken: dict[Path, str] = {}
+    for number, job in enumerate(jobs, 1):
+        try:
+            settled = _settle_job(call, job, f"{number:0{width}d}")
+        except InvalidRequestError as error:
+            items.append(error)
+            continue
+        notices += [f"{job.place}: {notice}" for notice in settled.notices]
+        items += [_untaken(request, job.place, taken) for request in settled.requests]
+    return Asked(items, notices=tuple(notices), is_batch=True)
+
+
+def _settle_job(call: Call, job: Job, number: str) -> Settled:
+    """One line; what it says wins over the command line's flags."""
+    if job.error is not None:
+        raise job.error
+    if job.image == str(STDIN):
+        raise InvalidRequestError(f"{job.place}: image names a file, stdin can be read only once")
+    values = dict(job.values)
+    image, text = _inputs_of(call, job, values)
+    flags = {**call.flags, "prompt": call.prompt}
+    # What a line says replaces the command line's, by whatever name it was said there.
+    if {"num_frames", "seconds"} & values.keys():
+        flags |= {"num_frames": None, "seconds": None}
+    if {"seed", "count"} & values.keys():
+        flags |= {"seed": values.get("seed", flags["seed"]), "count": None}
+    if "size" in values:
+        flags |= {"width": None, "height": None}
+    if text is not None:
+        flags["prompt"] = None
+    source = Source(**_inputs(call, image), text=text, overwrite=call.overwrite, number=number)
+    layers = [Layer("flag", flags), *call.stored, Layer("default", {"output": BATCH_TEMPLATE})]
+    try:
+        return settle_generate(source, layers=layers, origin=job.place, **values)
+    except InvalidRequestError as error:
+        if error.message.startswith(job.place):
+            raise
+        raise type(error)(f"{job.place}: {error.message}", hint=error.hint) from None
+
+
+def _untaken(
+    request: GenerateRequest, place: str, taken: dict[Path, str]
+) -> GenerateRequest | OspError:
+    """The request, or the error of a file that an earlier line writes."""
+    if request.output == STDOUT:
+        return InvalidRequestError(f"{place}: --output - takes one video, a batch makes many")
+    path = latents_path(request.output)
+    if path in taken:
+        return InvalidRequestError(
+            f"{place}: {request.output} is written by {taken[path]} already",
+            hint="put {n} or {seed} into --output",
+        )
+    taken[path] = place
+    return request
+
+
+def _inputs_of(call: Call, job: Job, values: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Picture and text of one line; where the text comes from the prompt, it is taken from it."""
+    if job.image is not None or job.text is not None:
+        return job.image, job.text
+    if call.text is not None and call.image is None:
+        return None, values.pop("prompt", call.text)
+    return call.image, call.text
+
+
+def _inputs(call: Call, image: str | None) -> dict[str, Any]:
+    """Picture arguments of a `Source`."""
+    if image is None:
+        return {"image": None}
+    return {"image": Path(image), "image_data": call.image_data if image == "-" else None}
+
+
+def _read_stdin_of(call: Call) -> Call:
+    """The call with what was piped in.
+
+    Raises:
+        InvalidRequestError: two readers of one stdin, or text that is none.
+    """
+    readers = {
+        "IMAGE": call.image,
+        "PROMPT": call.prompt,
+        "--text": call.text,
+        "--from-file": call.batch_file,
+    }
+    dashes = [name for name, value in readers.items() if value == "-"]
+    if len(dashes) > 1:
+        raise InvalidRequestError(
+            f"{' and '.join(dashes)} cannot both be read from stdin", hint="name a file for one"
+        )
+    if call.image == "-":
+        return replace(call, image_data=_read_stdin())
+    if "-" not in (call.prompt, call.text):
+        return call
+    try:
+        text = _read_stdin().decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError("the prompt on stdin is not UTF-8 text") from error
+    return replace(call, prompt=text) if call.prompt == "-" else replace(call, text=text)
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InvalidRequestError(
+            "- reads from stdin, which is a terminal here", hint="pipe something in, or name a file"
+        )
+    data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(data) > _MAX_STDIN_BYTES:
+        raise InvalidRequestError(f"stdin holds more than {_MAX_STDIN_BYTES // 2**20} MB")
+    return data

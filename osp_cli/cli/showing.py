@@ -1,0 +1,90 @@
+"""Settings and plans for people, as lines of stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from osp_cli.cli import console
+from osp_cli.dials import RANDOM_SEED, as_text
+
+if TYPE_CHECKING:
+    from osp_cli.plan import Plan
+    from osp_cli.requests import GenerateRequest
+    from osp_cli.settings import Setting
+
+
+def show_settings(settings: Mapping[str, Setting], *, as_json: bool) -> None:
+    """Write every dial with its origin: TOML that `--config` takes, or one JSON object."""
+    if as_json:
+        console.write_json(
+            {
+                name: {"value": _plain(name, setting), "origin": setting.origin}
+                for name, setting in settings.items()
+            }
+        )
+        return
+    lines = {name: f"{name} = {_toml(_plain(name, setting))}" for name, setting in settings.items()}
+    width = min(48, max(map(len, lines.values())))
+    for name, setting in settings.items():
+        # TOML has no word for nothing: such a line is a remark.
+        line = lines[name] if _plain(name, setting) is not None else f"# {name} is not set"
+        console.write_line(f"{line:<{width}}  # {setting.origin}")
+
+
+def show_plan(plan: Plan, request: GenerateRequest) -> None:
+    """Write a plan, a line for each thing that a user may want to know before it is run."""
+    guidance = "no guidance" if plan.guidance <= 1 else f"guidance {plan.guidance:g}"
+    cache = "" if plan.cache == "none" else f", {plan.cache}"
+    rows = {
+        "model": f"{plan.model}, {plan.device} {plan.dtype}",
+        "video": f"{plan.width}x{plan.height}, {plan.num_frames} frames at {request.fps} fps",
+        "output": str(request.output),
+        "sampling": f"{plan.steps} steps, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
+        "tokens": str(plan.num_tokens),
+        "weights": _bytes(plan.weights_bytes),
+        "memory": f"about {_bytes(plan.expected_peak_bytes)}",
+        "disk": f"at most {_bytes(plan.disk_bytes)}",
+    }
+    if plan.expected_seconds is not None:
+        rows["time"] = f"about {_duration(plan.expected_seconds)} of sampling"
+    for name, text in rows.items():
+        console.write_line(f"{name:<9} {text}")
+
+
+def dial_text(name: str, setting: Setting) -> str:
+    """A setting as it would be typed."""
+    return as_text(_plain(name, setting))
+
+
+def _plain(name: str, setting: Setting) -> Any:
+    """The value as TOML and JSON know it, in the spelling that `Dial.read` understands."""
+    value = setting.value
+    if name == "seed":
+        if setting.origin == "random":
+            return RANDOM_SEED
+        return value[0] if len(value) == 1 else str(value)
+    if name == "style":
+        return value or "none"
+    if name == "cutoff":
+        return value[0] if value[0] == value[1] else f"{value[0]:g}:{value[1]:g}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def _toml(value: Any) -> str:
+    # Strings, numbers, true and false are written alike in both.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"

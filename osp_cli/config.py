@@ -1,0 +1,157 @@
+"""Settings that lie around: variables of the environment and configuration files.
+
+A file is TOML; its keys are the long flags without dashes. What stands at the top holds for every
+command, what stands in a table named after a command holds for that one and wins:
+
+    model = "osp-mini"
+    [generate]
+    steps = 12
+    size = "448x256"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from osp_cli.dials import DIALS, canonical_name, read_value
+from osp_cli.errors import InvalidRequestError
+
+COMMANDS = ("generate",)
+LOCAL_CONFIG = Path("osp.toml")
+
+# Every dial's own, and those that are read elsewhere.
+VARIABLES: Mapping[str, str] = {dial.variable: dial.name for dial in DIALS.values()}
+OTHER_VARIABLES = ("OSP_HOME",)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Values of one origin.
+
+    Attributes:
+        origin: what a user would call it: `flag`, `OSP_STEPS`, `./osp.toml`.
+        values: by field name of the request (`Dial.field`).
+        origins: of single values, where they differ.
+    """
+
+    origin: str
+    values: Mapping[str, Any]
+    origins: Mapping[str, str] | None = None
+
+    def origin_of(self, field: str) -> str:
+        """Where the value of `field` comes from."""
+        return (self.origins or {}).get(field, self.origin)
+
+
+def user_config() -> Path:
+    """The user's own configuration file; it need not be there."""
+    import platformdirs  # not needed by most commands
+
+    return Path(platformdirs.user_config_dir("osp", appauthor=False)) / "config.toml"
+
+
+def config_files(explicit: Path | None = None) -> list[tuple[str, Path]]:
+    """The configuration files that are there, strongest first, with what to call them.
+
+    Raises:
+        InvalidRequestError: the file named by the user is not there.
+    """
+    found = [] if explicit is None else [(str(explicit), explicit)]
+    if explicit is not None and not explicit.is_file():
+        raise InvalidRequestError(f"--config {explicit} is no file", hint="check the name")
+    if LOCAL_CONFIG.is_file():
+        found.append((f"./{LOCAL_CONFIG}", LOCAL_CONFIG))
+    if (user := user_config()).is_file():
+        found.append((str(user), user))
+    return found
+
+
+def stored_layers(command: str, explicit: Path | None = None) -> list[Layer]:
+    """Variables and configuration files as layers, strongest first.
+
+    Raises:
+        InvalidRequestError: a file cannot be read, or holds a key or a value that makes no sense.
+    """
+    files = config_files(explicit)
+    return [environment_layer(os.environ), *(_file_layer(command, *file) for file in files)]
+
+
+def environment_layer(environ: Mapping[str, str]) -> Layer:
+    """The dials that are set by `OSP_*` variables; an empty one counts as not set.
+
+    Raises:
+        InvalidRequestError: a value that cannot be read; the message names the variable.
+    """
+    values, origins = {}, {}
+    for variable, name in VARIABLES.items():
+        if text := environ.get(variable, ""):
+            field = DIALS[name].field
+            values[field] = read_value(name, text, variable)
+            origins[field] = variable
+    return Layer("environment", values, origins)
+
+
+def read_config(path: Path, command: str, called: str | None = None) -> dict[str, Any]:
+    """What a configuration file sets for `command`, by field name.
+
+    Raises:
+        InvalidRequestError: no readable TOML, or an unknown key or value; file and line are named.
+    """
+    called = called or str(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise InvalidRequestError(f"{called} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{called} is not UTF-8 text") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequestError(f"{called} is not valid TOML: {error}") from error
+    own = {name: tables.pop(name) for name in COMMANDS if isinstance(tables.get(name), dict)}
+    values = {}
+    # All of it is read, so that a mistake in another command's table shows early too.
+    for table, entries in {"": tables, **own}.items():
+        found = _read_table(entries, text, called, table)
+        if table in ("", command):
+            values.update(found)
+    return values
+
+
+def _file_layer(command: str, called: str, path: Path) -> Layer:
+    return Layer(called, read_config(path, command, called))
+
+
+def _read_table(entries: dict[str, Any], text: str, called: str, table: str) -> dict[str, Any]:
+    values = {}
+    for key, value in entries.items():
+        name = canonical_name(key.replace("_", "-"))
+        place = f"{called}{_line_of(text, key, table)}"
+        if name not in DIALS:
+            from osp_cli.registry import nearest
+
+            guesses = nearest(name, DIALS)
+            raise InvalidRequestError(
+                f"{place}: unknown key {key!r}",
+                hint=f"did you mean {' or '.join(guesses)}?"
+                if guesses
+                else f"the keys are: {', '.join(DIALS)}",
+            )
+        values[DIALS[name].field] = read_value(name, value, place)
+    return values
+
+
+def _line_of(text: str, key: str, table: str) -> str:
+    """`, line N` of a key; nothing where it cannot be told. TOML's reader keeps no lines."""
+    inside = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(r"\s*\[\s*([\w-]+)\s*\]", line):
+            inside = header[1]
+        elif inside == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
+            return f", line {number}"
+    return ""

@@ -1,0 +1,73 @@
+"""Many clips from one model load."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from osp_cli.errors import (
+    BatchPartlyFailedError,
+    InterruptedRunError,
+    OspError,
+    RuntimeFailureError,
+)
+from osp_cli.events import Done, Event, Failed, ItemStarted
+from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.models import Models
+from osp_cli.runtime.runner import run
+from osp_cli.stopping import StopSignal
+
+
+def run_batch(
+    items: Sequence[GenerateRequest | OspError], *, stop: StopSignal | None = None
+) -> Iterator[Event]:
+    """Yields the events of one clip after the other; what fails is told, and the rest is done.
+
+    Args:
+        items: requests, and the errors of those that could not be settled.
+        stop: looked at between two steps.
+
+    Raises:
+        InterruptedRunError: a signal ends the whole batch.
+        BatchPartlyFailedError: some clips failed.
+        OspError: all of them failed: the first one's error.
+    """
+    started = time.perf_counter()
+    stop, models = stop or StopSignal(), Models()
+    timings: dict[str, float] = {}
+    skipped = 0
+    errors: list[OspError] = []
+    for number, item in enumerate(items, 1):
+        if isinstance(item, OspError):
+            errors.append(item)
+            yield _failed(item, number)
+            continue
+        yield ItemStarted(number, len(items), item.output, item.seed, item.prompt)
+        try:
+            for event in run(item, stop=stop, models=models):
+                if isinstance(event, Done):
+                    skipped += event.skipped_steps
+                    for name, seconds in event.timings.items():
+                        timings[name] = timings.get(name, 0.0) + seconds
+                else:
+                    yield event
+        except InterruptedRunError:
+            raise
+        except OspError as error:
+            errors.append(error)
+            yield _failed(error, number)
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one clip's surprise must not cost the others
+            surprise = RuntimeFailureError(f"unexpected {type(error).__name__}: {error}")
+            errors.append(surprise)
+            yield _failed(surprise, number)
+    yield Done(time.perf_counter() - started, timings, skipped)
+    if len(errors) == len(items):
+        raise errors[0]
+    if errors:
+        raise BatchPartlyFailedError(f"{len(errors)} of {len(items)} videos failed")
+
+
+def _failed(error: OspError, number: int) -> Failed:
+    return Failed(error.message, error.hint, error.exit_code, error.kept, number)

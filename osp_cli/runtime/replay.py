@@ -1,0 +1,81 @@
+"""Is this the clip that the recipe speaks of? Comparisons of recipes, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from osp_cli.errors import InvalidRequestError
+from osp_cli.media.recipes import read_recipe
+from osp_cli.outputs import STDOUT, latents_path
+from osp_cli.requests import GenerateRequest
+
+# Dials of the file, which may change without sampling anew.
+_OF_THE_FILE = ("fps",)
+
+
+def same_clip(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two recipes have the same latents: equal in all but the dials of the file."""
+    names = (one.keys() | other.keys()) - {*_OF_THE_FILE}
+    return all(one.get(name) == other.get(name) for name in names)
+
+
+def differences(former: Mapping[str, Any], now: Mapping[str, Any], called: str) -> list[str]:
+    """What keeps a clip from being the one of the recipe `former`, a sentence each.
+
+    Flags that were changed on purpose are not among them: only the version, the picture and the
+    weights, whose change is not seen on the command line.
+    """
+    found = []
+    if former.get("version") != now["version"]:
+        found.append(
+            f"{called} was made by version {former.get('version')}, this is {now['version']}"
+        )
+    if former.get("image_sha256") != now["image_sha256"]:
+        found.append(f"the picture is not the one of {called}: {now['image']} has other contents")
+    if former.get("model") == now["model"]:
+        before, after = former.get("weights_sha256"), now["weights_sha256"]
+        before = before if isinstance(before, Mapping) else {}
+        changed = sorted(
+            name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+        )
+        if changed:
+            found.append(
+                f"the weights of {now['model']} are not those of {called}: {', '.join(changed)}"
+            )
+    same_words = all(former.get(name) == now[name] for name in ("prompt", "style", "model"))
+    if same_words and former.get("full_prompt") != now["full_prompt"]:
+        found.append(f"style {now['style']} has other words than when {called} was made")
+    return found
+
+
+def refuse_unfinished(request: GenerateRequest) -> None:
+    """Refuse to work over the latents of another clip, before anything heavy is imported.
+
+    What only the run knows, such as hashes, is compared there.
+
+    Raises:
+        InvalidRequestError: such latents lie where this run would put its own.
+    """
+    path = latents_path(request.output)
+    if request.overwrite or request.output == STDOUT or request.latents == path:
+        return
+    if not path.exists():
+        return
+    recipe = read_recipe(path) or {}
+    asked = {
+        name: value
+        for name, value in request.recipe().items()
+        if value is not None and value != "auto"
+    }
+    if not same_clip({name: recipe.get(name) for name in asked}, asked):
+        raise unfinished_work(path)
+
+
+def unfinished_work(path: Path) -> InvalidRequestError:
+    """The error of latents of another clip that are in the way."""
+    return InvalidRequestError(
+        f"{path} holds the unfinished work of another run",
+        hint=f"osp generate --from '{path}' finishes it, -y replaces it",
+    )
