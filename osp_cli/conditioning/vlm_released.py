@@ -7,6 +7,7 @@ depend on the picture. It is not Eq. 1 of the paper; that is `vlm`.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import torch
@@ -39,7 +40,8 @@ class ReleasedQwenConditioner:
         padding_side: Where the padding stands. The release pads on the right.
 
     Raises:
-        ValueError: The tokenizer has no padding token; those rows are looked at.
+        ValueError: The tokenizer has no padding token, whose rows are looked at, does not know the
+            template's control tokens, or knows more tokens than the model.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ReleasedQwenConditioner:
             raise ValueError(f"padding_side must be left or right, got {padding_side!r}")
         model = getattr(model, "model", model)
         self.model = getattr(model, "language_model", model)
+        _check_tokenizer(tokenizer, template, self.model.get_input_embeddings().num_embeddings)
         self.tokenizer = tokenizer
         self.adapter = adapter
         self.max_sequence_length = max_sequence_length
@@ -117,6 +120,20 @@ class ReleasedQwenConditioner:
             input_ids[index, real] = torch.tensor(row)
             mask[index, real] = True
         return input_ids, mask
+
+
+def _check_tokenizer(tokenizer: Any, template: str, num_embeddings: int) -> None:
+    vocabulary = tokenizer.get_vocab()
+    image = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+    # Not known, each would fall apart into the letters that it is written with.
+    for token in (*re.findall(r"<\|\w+\|>", template), *image):
+        if token not in vocabulary:
+            raise ValueError(f"the tokenizer does not know the control token {token}")
+    if max(vocabulary.values()) >= num_embeddings:
+        raise ValueError(
+            f"the tokenizer counts up to {max(vocabulary.values())}, "
+            f"the model knows {num_embeddings} tokens"
+        )
 
 
 def released_states(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLTextModel
 from osp_cli.conditioning.prompts import QWEN_TEMPLATE
 from osp_cli.conditioning.vlm_released import ReleasedQwenConditioner, released_states
 from osp_cli.models.state_dict import load_adapter
+from osp_cli.registry import find_model
+from osp_cli.runtime.loading import load_parts
 
 DATA = Path(os.environ.get("OSP_GOLDEN_DIR") or Path(__file__).parent / "data")
 FACTS = json.loads((DATA / "vlm.json").read_text())
@@ -83,6 +88,37 @@ def make_conditioner(text_model, tokenizer):
         )
 
     return make
+
+
+@pytest.fixture(params=sides("release_hidden"))
+def loaded(request, tmp_path, tokenizer):
+    """The conditioner that the card of UniWorld-OSP2.0 gets from a folder of these weights."""
+    for name, place in {
+        "vlm.config.json": "text_encoder/config.json",
+        "vlm.weights.safetensors": "text_encoder/model.safetensors",
+        "adapter.weights.safetensors": "adapter/model.safetensors",
+    }.items():
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copy(DATA / name, tmp_path / place)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": request.param}))
+    card = find_model("uniworld-osp2-14b")
+    spec = replace(card, dtypes={**card.dtypes, "conditioner": "float32"})
+    [(_, conditioner)] = load_parts(spec, SimpleNamespace(device="cpu"), tmp_path, ["conditioner"])
+    return request.param, conditioner
+
+
+def test_the_card_gives_the_recorded_rows(loaded):
+    side, conditioner = loaded
+    # Everything else is the card's; the recorded picture is smaller than the released size.
+    conditioner.num_image_tokens = FACTS["n_image_tokens"]
+    states, mask = conditioner.hidden_states([PROMPT])
+    assert torch.equal(mask.long(), TENSORS[f"{side}.attention_mask"])
+    assert largest_difference(states, f"{side}.release_hidden") <= TOLERANCE
+    if side in sides("release_embeds"):
+        rows = conditioner.encode([PROMPT])
+        assert largest_difference(rows, f"{side}.release_embeds") <= TOLERANCE
 
 
 PROMPT = "".join(f"<p{token}>" for token in FACTS["prompt"])
