@@ -100,8 +100,9 @@ def restore_solver(
     total = len(scheduler.timesteps)
     if not 0 <= step <= total:
         raise ValueError(f"cannot go on after step {step} of {total}")
-    multistep = isinstance(scheduler, UniPCMultistepScheduler)
-    if bool(state) != (multistep and step > 0):
+    remembers = isinstance(scheduler, UniPCMultistepScheduler) and step > 0
+    # After the last step nobody asks any more what was remembered.
+    if bool(state) != remembers and (state or step < total):
         raise ValueError(f"the sampler's state does not belong to {type(scheduler).__name__}")
     # Taken up by the next call of `step`, which no longer looks for its timestep in the grid.
     scheduler.set_begin_index(step)

@@ -170,6 +170,13 @@ def test_a_step_that_does_not_exist_is_refused(make_schedule, step):
         restore_solver(make_schedule(4), step, {})
 
 
+@both_samplers
+def test_a_finished_run_needs_no_state(make_schedule):
+    scheduler = make_schedule(4)
+    restore_solver(scheduler, 4, {})
+    assert trajectory(scheduler, torch.zeros(1), first=4) == []
+
+
 def test_the_state_of_another_sampler_is_refused():
     first = unipc_schedule(4)
     trajectory(first, torch.ones(1, 1, 1, 2, 2), last=2)
