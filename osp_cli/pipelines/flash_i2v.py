@@ -273,7 +273,7 @@ class Sampling:
         if state.step:
             restore_solver(self._scheduler, state.step, state.solver)
         if state.cache:
-            cache.restore(state.cache)
+            cache.restore(state.cache, self.latents.device)
 
     @torch.no_grad()
     def steps(self) -> Iterator[StepDone]:

@@ -13,8 +13,10 @@ from osp_cli.events import FramesReady, StageFinished, StageStarted, StepDone
 from osp_cli.media.image import to_tensor_values
 from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
 from osp_cli.pipelines import flash_i2v
+from osp_cli.pipelines.flash_i2v import SamplingState, decode_frames, decode_glimpse
 from osp_cli.sampling.fourier import cutoff_at, fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame
+from osp_cli.sampling.step_cache import FBCacheConfig, NoCacheConfig, TeaCacheConfig
 
 
 def frames_of(pipeline, inputs):
@@ -287,3 +289,88 @@ def test_a_model_in_bfloat16_keeps_the_loop_in_single_precision(pipeline, inputs
     assert set(dtypes) == {(torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16)}
     full = frames_of(pipeline, inputs).astype(float)
     assert np.abs(frames_of(half, inputs) - full).mean() < 3
+
+
+# --- samplers, caches, and going on ------------------------------------------------------------
+
+
+def test_the_sampler_has_an_effect(pipeline, inputs):
+    inputs = replace(inputs, num_inference_steps=4)
+    assert (
+        frames_of(pipeline, inputs) != frames_of(pipeline, replace(inputs, sampler="unipc"))
+    ).any()
+
+
+TEACACHE = TeaCacheConfig(
+    coefficients=(1.0, 0.0),
+    source="a test",
+    num_inference_steps=6,
+    threshold=1e9,
+    num_start_steps=2,
+)
+
+
+@torch.no_grad()
+def latents_of(pipeline, inputs, state=None):
+    with pipeline.sampling(inputs, pipeline.condition(inputs), state) as sampling:
+        for _ in sampling.steps():
+            pass
+    return sampling.latents
+
+
+@pytest.mark.parametrize("sampler", ["euler", "unipc"])
+@pytest.mark.parametrize("cache", [NoCacheConfig(), TEACACHE, FBCacheConfig(threshold=5.0)])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_clip_goes_on_to_the_same_bits(pipeline, inputs, sampler, cache, step):
+    inputs = replace(
+        inputs, num_inference_steps=6, sampler=sampler, step_cache=cache, cutoff=(0.1, 0.6)
+    )
+    expected = latents_of(pipeline, inputs)
+    conditions = pipeline.condition(inputs)
+    with pipeline.sampling(inputs, conditions) as sampling:
+        for _ in sampling.steps():
+            if sampling.step == step:
+                break
+        state = sampling.state()
+    # As from a file: new tensors, nothing shared.
+    state = SamplingState(
+        state.latents.clone(),
+        state.step,
+        {name: tensor.clone() for name, tensor in state.solver.items()},
+        {name: tensor.clone() for name, tensor in state.cache.items()},
+    )
+    assert torch.equal(latents_of(pipeline, inputs, state), expected)
+
+
+def test_skipped_steps_are_told(pipeline, inputs):
+    inputs = replace(inputs, num_inference_steps=6, step_cache=TEACACHE)
+    with torch.no_grad(), pipeline.sampling(inputs, pipeline.condition(inputs)) as sampling:
+        cached = [step.cached for step in sampling.steps()]
+    assert cached == [False, False, True, True, True, True]
+    assert sampling.cache.skipped_steps == 4
+
+
+def test_a_cache_leaves_the_model_as_it_was(pipeline, inputs):
+    before = frames_of(pipeline, inputs)
+    frames_of(pipeline, replace(inputs, num_inference_steps=6, step_cache=TEACACHE))
+    np.testing.assert_array_equal(frames_of(pipeline, inputs), before)
+
+
+def test_the_estimate_is_the_clip_where_the_velocity_is_true(pipeline, inputs, play):
+    target = torch.randn(1, 48, 2, 4, 6, generator=torch.Generator().manual_seed(3))
+    conditions = pipeline.condition(inputs)
+    shift = conditions.projected
+    play(lambda hidden, t, *_: (hidden + shift - target) / (t.reshape(-1, 1, 1, 1, 1) / 1000))
+    with pipeline.sampling(inputs, conditions) as sampling:
+        with pytest.raises(ValueError, match="before the first step"):
+            sampling.estimate()
+        for _ in sampling.steps():
+            torch.testing.assert_close(sampling.estimate(), target, atol=1e-4, rtol=0)
+
+
+def test_a_glimpse_begins_with_the_first_frame(pipeline):
+    latents = torch.randn(1, 48, 6, 4, 6)
+    pictures = decode_glimpse(pipeline.vae, latents)
+    assert [picture.shape for picture in pictures] == [(64, 96, 3)] * 4
+    np.testing.assert_array_equal(pictures[0], decode_frames(pipeline.vae, latents)[0])
+    assert len(decode_glimpse(pipeline.vae, latents[:, :, :1])) == 1
