@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from osp_cli import __version__
-from osp_cli.cli import console
+from osp_cli.cli import completion, console, doctor
 from osp_cli.cli.generate import EXAMPLES, generate
 from osp_cli.cli.models import models
+from osp_cli.cli.schema import schema
 from osp_cli.cli.styles import styles
 from osp_cli.dials import canonical_name
 from osp_cli.errors import InterruptedRunError, OspError
@@ -34,6 +35,9 @@ app = typer.Typer(
 app.command(epilog=EXAMPLES)(generate)
 app.command()(styles)
 app.command()(models)
+app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(epilog=completion.EXAMPLES)(completion.completion)
+app.command()(schema)
 
 
 def _show_version(asked: bool) -> None:

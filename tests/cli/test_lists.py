@@ -49,5 +49,5 @@ def test_help_shows_commands_and_examples(osp, args):
 
 
 def test_only_finished_commands_are_offered(osp):
-    for command in ("stylize", "extend", "download", "train-lora", "doctor"):
+    for command in ("stylize", "extend", "download", "train-lora"):
         assert osp(command).code == 2

@@ -1,0 +1,157 @@
+# Completion of osp for bash 3.2 and later. Written by `osp completion`: changes made here get lost.
+
+# The words among $2... that begin with $1.
+_osp_words() {
+    local word
+    for word in "${@:2}"; do
+        if [[ $word == "$1"* ]]; then COMPREPLY+=("$(printf %q "$word")"); fi
+    done
+}
+
+# Folders, and the files that fit one of the patterns $2..., that begin with $1.
+_osp_files() {
+    local path pattern start=$1
+    # What was typed may be quoted; readline quotes what it puts there by itself.
+    case $start in
+        [\'\"]*) start=${start:1} ;;
+        *) start=${start//\\/} ;;
+    esac
+    compopt -o filenames 2>/dev/null
+    while IFS= read -r path; do COMPREPLY+=("$path"); done < <(compgen -d -- "$start")
+    while IFS= read -r path; do
+        for pattern in "${@:2}"; do
+            if [[ $path == $pattern && ! -d $path ]]; then
+                COMPREPLY+=("$path")
+                break
+            fi
+        done
+    done < <(compgen -f -- "$start")
+}
+
+# Whether the option $2 of the command $1 takes a value.
+_osp_takes_value() {
+    case "$1 $2" in
+        'generate --style' | 'generate -s' | \
+            'generate --output' | 'generate -o' | \
+            'generate --seed' | \
+            'generate --count' | 'generate -c' | \
+            'generate --negative-prompt' | 'generate -n' | \
+            'generate --text' | \
+            'generate --size' | \
+            'generate --frames' | 'generate -f' | \
+            'generate --seconds' | 'generate -t' | \
+            'generate --fps' | \
+            'generate --steps' | \
+            'generate --cfg' | 'generate -g' | \
+            'generate --cutoff' | \
+            'generate --shift' | \
+            'generate --sampler' | \
+            'generate --cache' | \
+            'generate --cache-start' | \
+            'generate --preview' | \
+            'generate --pick' | \
+            'generate --from' | \
+            'generate --from-file' | 'generate -F' | \
+            'generate --model' | 'generate -m' | \
+            'generate --device' | \
+            'generate --dtype' | \
+            'generate --config') return 0 ;;
+    esac
+    return 1
+}
+
+# The values, beginning with $3, of the option $2 of the command $1.
+_osp_values() {
+    case "$1 $2" in
+        'generate --style' | 'generate -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' ;;
+        'generate --output' | 'generate -o') _osp_files "$3" '*' ;;
+        'generate --sampler') _osp_words "$3" 'euler' 'unipc' ;;
+        'generate --cache') _osp_words "$3" 'none' 'teacache' 'fbcache' 'magcache' ;;
+        'generate --preview') _osp_words "$3" 'none' 'latent' 'contact' ;;
+        'generate --from') _osp_files "$3" '*.[mM][pP]4' '*.[jJ][sS][oO][nN]' '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
+        'generate --from-file' | 'generate -F') _osp_files "$3" '*.[tT][xX][tT]' '*.[jJ][sS][oO][nN][lL]' '*.[cC][sS][vV]' ;;
+        'generate --model' | 'generate -m') _osp_words "$3" 'osp-mini' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
+        'generate --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
+        'generate --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
+        'generate --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+    esac
+}
+
+# The options, beginning with $2, of the command $1.
+_osp_options() {
+    case $1 in
+        '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
+        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'completion') _osp_words "$2" '--debug' '--help' '-h' ;;
+        'schema') _osp_words "$2" '--debug' '--help' '-h' ;;
+    esac
+}
+
+# The values, beginning with $3, of argument number $2 of the command $1.
+_osp_arguments() {
+    case "$1 $2" in
+        'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
+        'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
+        'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
+        ' 0') _osp_words "$3" 'generate' 'styles' 'models' 'doctor' 'completion' 'schema' ;;
+    esac
+}
+
+_osp() {
+    local IFS=$' \t\n' raw=${COMP_WORDS[COMP_CWORD]} index word glue= cur value before= add=
+    local command= waiting= ended= place=0
+    local -a words
+    words=()
+    COMPREPLY=()
+    # Bash takes words apart at = and :, here they are put together again.
+    for ((index = 1; index <= COMP_CWORD; index++)); do
+        word=${COMP_WORDS[index]}
+        if [[ ${#words[@]} -gt 0 && -n $word && (-n $glue || $word =~ ^[:=]+$) ]]; then
+            words[${#words[@]} - 1]+=$word
+        else
+            words[${#words[@]}]=$word
+        fi
+        if [[ $word =~ ^[:=]+$ ]]; then glue=1; else glue=; fi
+    done
+    cur=${words[${#words[@]} - 1]}
+    for word in "${words[@]:0:${#words[@]}-1}"; do
+        if [[ -n $waiting ]]; then
+            waiting=
+        elif [[ -z $ended && $word == -- ]]; then
+            ended=1
+        elif [[ -z $ended && $word == -?* ]]; then
+            if _osp_takes_value "$command" "$word"; then waiting=$word; fi
+        elif [[ -z $command ]]; then
+            command=$word
+        else
+            place=$((place + 1))
+        fi
+    done
+    value=$cur
+    if [[ -z $waiting && -z $ended && $cur == --*=* ]]; then
+        waiting=${cur%%=*}
+        value=${cur#*=}
+        if [[ $raw == "$cur" ]]; then add=$waiting=; fi
+    fi
+    # Readline replaces only what follows the last = or :.
+    if [[ $raw =~ ^[:=]+$ ]]; then
+        before=$value
+    elif [[ -z $add ]]; then
+        before=${value%"$raw"}
+    fi
+    if [[ -n $waiting ]]; then
+        _osp_values "$command" "$waiting" "$value"
+    elif [[ -z $ended && $cur == -* ]]; then
+        _osp_options "$command" "$cur"
+    else
+        _osp_arguments "$command" "$place" "$value"
+    fi
+    for index in "${!COMPREPLY[@]}"; do
+        COMPREPLY[index]=$add${COMPREPLY[index]#"$before"}
+    done
+}
+
+complete -F _osp osp

@@ -1,0 +1,235 @@
+# Completion of osp for fish 3 and later. Written by `osp completion`: changes made here get lost.
+
+# The command, osp for none yet, and how many arguments it has got.
+function __osp_place
+    set -l valued 'generate --style' \
+        'generate -s' \
+        'generate --output' \
+        'generate -o' \
+        'generate --seed' \
+        'generate --count' \
+        'generate -c' \
+        'generate --negative-prompt' \
+        'generate -n' \
+        'generate --text' \
+        'generate --size' \
+        'generate --frames' \
+        'generate -f' \
+        'generate --seconds' \
+        'generate -t' \
+        'generate --fps' \
+        'generate --steps' \
+        'generate --cfg' \
+        'generate -g' \
+        'generate --cutoff' \
+        'generate --shift' \
+        'generate --sampler' \
+        'generate --cache' \
+        'generate --cache-start' \
+        'generate --preview' \
+        'generate --pick' \
+        'generate --from' \
+        'generate --from-file' \
+        'generate -F' \
+        'generate --model' \
+        'generate -m' \
+        'generate --device' \
+        'generate --dtype' \
+        'generate --config'
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l inside osp
+    set -l place 0
+    set -l waiting 0
+    set -l ended 0
+    for word in $words
+        if test $waiting = 1
+            set waiting 0
+        else if test $ended = 0; and string match -q -- -- $word
+            set ended 1
+        else if test $ended = 0; and string match -q -r -- '^-.' $word
+            contains -- "$inside $word" $valued; and set waiting 1
+        else if test $inside = osp
+            set inside $word
+        else
+            set place (math $place + 1)
+        end
+    end
+    echo $inside
+    echo $place
+end
+
+function __osp_in
+    set -l now (__osp_place)
+    test "$now[1]" = "$argv[1]"
+end
+
+function __osp_at
+    set -l now (__osp_place)
+    test "$now[1] $now[2]" = "$argv[1] $argv[2]"
+end
+
+# Folders, and the files that fit the pattern.
+function __osp_files
+    set -l start (commandline -ct | string replace -r -- '^--[^=]*=' '')
+    # Asked as for a command without a name, fish completes files and knows all its quotes.
+    complete -C "'' $start" | string match -r -i -- "^.*(?:/|$argv[1])(?:\t.*)?\$"
+end
+
+function __osp_values_cache
+    printf '%s\t%s\n' \
+        'none' '' \
+        'teacache' '' \
+        'fbcache' '' \
+        'magcache' ''
+end
+
+function __osp_values_device
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'cpu' '' \
+        'cuda' '' \
+        'mps' ''
+end
+
+function __osp_values_document
+    printf '%s\t%s\n' \
+        'events' 'one line of --json' \
+        'recipe' 'the sidecar of a video, and the comment inside it' \
+        'doctor' 'osp doctor --json'
+end
+
+function __osp_values_dtype
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'bfloat16' '' \
+        'float16' '' \
+        'float32' ''
+end
+
+function __osp_values_model
+    printf '%s\t%s\n' \
+        'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
+        'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
+        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
+end
+
+function __osp_values_preview
+    printf '%s\t%s\n' \
+        'none' '' \
+        'latent' '' \
+        'contact' ''
+end
+
+function __osp_values_sampler
+    printf '%s\t%s\n' \
+        'euler' '' \
+        'unipc' ''
+end
+
+function __osp_values_shell
+    printf '%s\t%s\n' \
+        'bash' '' \
+        'zsh' '' \
+        'fish' '' \
+        'powershell' ''
+end
+
+function __osp_values_style
+    printf '%s\t%s\n' \
+        '3d-rendering' 'Polished computer-animated scene: smooth forms, soft studio light' \
+        'chibi' 'Cute and small: big heads, big eyes, flat bright color' \
+        'cyberpunk' 'Neon night: teal and magenta glow, wet reflections, dark haze' \
+        'disney' 'Family feature animation: bright color, round shapes, warm glow' \
+        'fairy-tale' 'Storybook illustration: pastel glow, sparkles, enchanted mood' \
+        'ghibli' 'Hand-painted anime film: soft light, lush greens, gentle skies' \
+        'gotham-noir' 'Film noir: black shadows, rain, cold hard light' \
+        'ink' 'Eastern ink wash: black strokes, grey mist, rice paper' \
+        'lego' 'Everything built of toy bricks: studs, seams, glossy plastic' \
+        'oil' 'Classic canvas: thick brush strokes, rich color, warm light' \
+        'pixel-art' 'Retro game: square pixels, few colors, dithered shades' \
+        'vaporwave' 'Eighties dream: pink and cyan sunset, scan lines, soft glow' \
+        'watercolor' 'Wet washes on paper: bleeding pigment, grain, white edges' \
+        'none' 'No style'
+end
+
+complete -c osp -f
+complete -c osp -n '__osp_in osp' -l 'version' -d 'Show the version and exit'
+complete -c osp -n '__osp_in osp' -s 'V' -d 'Show the version and exit'
+complete -c osp -n '__osp_in osp' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in osp' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at osp 0' -a 'generate' -d 'Turn a picture into a video'
+complete -c osp -n '__osp_in generate' -l 'style' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`, or none'
+complete -c osp -n '__osp_in generate' -s 's' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`, or none'
+complete -c osp -n '__osp_in generate' -l 'output' -r -F -d '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
+complete -c osp -n '__osp_in generate' -s 'o' -r -F -d '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
+complete -c osp -n '__osp_in generate' -l 'overwrite' -d 'Replace an existing video'
+complete -c osp -n '__osp_in generate' -s 'y' -d 'Replace an existing video'
+complete -c osp -n '__osp_in generate' -l 'seed' -r -f -d 'Equal seeds, equal videos; 1-4 or 3,7 make one video each [random]'
+complete -c osp -n '__osp_in generate' -l 'count' -r -f -d 'So many videos, with seeds one after the other [1]'
+complete -c osp -n '__osp_in generate' -s 'c' -r -f -d 'So many videos, with seeds one after the other [1]'
+complete -c osp -n '__osp_in generate' -l 'negative-prompt' -r -f -d 'What to steer away from'
+complete -c osp -n '__osp_in generate' -s 'n' -r -f -d 'What to steer away from'
+complete -c osp -n '__osp_in generate' -l 'text' -r -f -d 'Text to video, without a picture'
+complete -c osp -n '__osp_in generate' -l 'size' -r -f -d 'Pixels [the picture\'s nearest]'
+complete -c osp -n '__osp_in generate' -l 'frames' -r -f -d '4k+1, others are rounded up [49]'
+complete -c osp -n '__osp_in generate' -s 'f' -r -f -d '4k+1, others are rounded up [49]'
+complete -c osp -n '__osp_in generate' -l 'seconds' -r -f -d 'The same as a length'
+complete -c osp -n '__osp_in generate' -s 't' -r -f -d 'The same as a length'
+complete -c osp -n '__osp_in generate' -l 'fps' -r -f -d 'Frames per second [16]'
+complete -c osp -n '__osp_in generate' -l 'steps' -r -f -d 'Sampler steps [card\'s]'
+complete -c osp -n '__osp_in generate' -l 'cfg' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [card\'s]'
+complete -c osp -n '__osp_in generate' -s 'g' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [card\'s]'
+complete -c osp -n '__osp_in generate' -l 'cutoff' -r -f -d '0 to 1: how little of the picture\'s detail leads, or a ramp [0.1]'
+complete -c osp -n '__osp_in generate' -l 'shift' -r -f -d 'More means more time on the layout, less on detail [card\'s]'
+complete -c osp -n '__osp_in generate' -l 'sampler' -r -f -a '(__osp_values_sampler)' -d 'euler or unipc [card\'s]'
+complete -c osp -n '__osp_in generate' -l 'cache' -r -f -a '(__osp_values_cache)' -d 'none, teacache, fbcache or magcache: skip steps that change little [none]'
+complete -c osp -n '__osp_in generate' -l 'cache-start' -r -f -d 'Steps at the start that are always computed [5]'
+complete -c osp -n '__osp_in generate' -l 'preview' -r -f -a '(__osp_values_preview)' -d 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
+complete -c osp -n '__osp_in generate' -l 'pick' -r -f -d 'Finish this seed of a contact sheet'
+complete -c osp -n '__osp_in generate' -l 'from' -r -f -a '(__osp_files \'\\\\.(?:mp4|json|safetensors)\')' -d 'Make it again from a video or its .json, or finish a .latents file; other flags win'
+complete -c osp -n '__osp_in generate' -l 'from-file' -r -f -a '(__osp_files \'\\\\.(?:txt|jsonl|csv)\')' -d 'One video per line of a .txt, .jsonl or .csv file'
+complete -c osp -n '__osp_in generate' -s 'F' -r -f -a '(__osp_files \'\\\\.(?:txt|jsonl|csv)\')' -d 'One video per line of a .txt, .jsonl or .csv file'
+complete -c osp -n '__osp_in generate' -l 'model' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in generate' -s 'm' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in generate' -l 'device' -r -f -a '(__osp_values_device)' -d 'auto, cuda, mps or cpu [auto]'
+complete -c osp -n '__osp_in generate' -l 'dtype' -r -f -a '(__osp_values_dtype)' -d 'bfloat16, float16 or float32 [card\'s]'
+complete -c osp -n '__osp_in generate' -l 'metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
+complete -c osp -n '__osp_in generate' -l 'no-metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
+complete -c osp -n '__osp_in generate' -l 'config' -r -f -a '(__osp_files \'\\\\.(?:toml)\')' -d 'Settings in TOML [osp.toml]'
+complete -c osp -n '__osp_in generate' -l 'print-config' -d 'Show every setting and where it comes from, and exit'
+complete -c osp -n '__osp_in generate' -l 'dry-run' -d 'Show the plan, with bytes and time, and exit'
+complete -c osp -n '__osp_in generate' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in generate' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in generate' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in generate' -l 'verbose' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in generate' -s 'v' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in generate' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in generate' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in generate' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at generate 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)\')'
+complete -c osp -n '__osp_at osp 0' -a 'styles' -d 'List the styles'
+complete -c osp -n '__osp_in styles' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in styles' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in styles' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in styles' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at osp 0' -a 'models' -d 'List the models and where their weights are, or would go'
+complete -c osp -n '__osp_in models' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in models' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in models' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in models' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at osp 0' -a 'doctor' -d 'Look at this machine, and tell what would run on it'
+complete -c osp -n '__osp_in doctor' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in doctor' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in doctor' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in doctor' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at osp 0' -a 'completion' -d 'Print a script that lets a shell complete osp\'s command lines'
+complete -c osp -n '__osp_in completion' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in completion' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in completion' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at completion 0' -f -a '(__osp_values_shell)'
+complete -c osp -n '__osp_at osp 0' -a 'schema' -d 'Print the JSON Schema of what osp writes'
+complete -c osp -n '__osp_in schema' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in schema' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in schema' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at schema 0' -f -a '(__osp_values_document)'

@@ -1,0 +1,217 @@
+# Completion of osp for PowerShell 5 and later. Written by `osp completion`: changes made here get lost.
+
+Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
+    param($wordToComplete, $commandAst, $cursorPosition)
+
+    function row($command, $key, $kind, $text) {
+        [pscustomobject]@{ Command = $command; Key = $key; Kind = $kind; Text = $text }
+    }
+    # Command, flag, kind of value and help; a switch has no kind.
+    $options = @(
+        row '' '--version' '' 'Show the version and exit'
+        row '' '-V' '' 'Show the version and exit'
+        row '' '--help' '' 'Show this message and exit'
+        row '' '-h' '' 'Show this message and exit'
+        row 'generate' '--style' 'style' 'One of `osp styles`, or none'
+        row 'generate' '-s' 'style' 'One of `osp styles`, or none'
+        row 'generate' '--output' 'output' '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
+        row 'generate' '-o' 'output' '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
+        row 'generate' '--overwrite' '' 'Replace an existing video'
+        row 'generate' '-y' '' 'Replace an existing video'
+        row 'generate' '--seed' 'seed' 'Equal seeds, equal videos; 1-4 or 3,7 make one video each [random]'
+        row 'generate' '--count' 'count' 'So many videos, with seeds one after the other [1]'
+        row 'generate' '-c' 'count' 'So many videos, with seeds one after the other [1]'
+        row 'generate' '--negative-prompt' 'negative-prompt' 'What to steer away from'
+        row 'generate' '-n' 'negative-prompt' 'What to steer away from'
+        row 'generate' '--text' 'text' 'Text to video, without a picture'
+        row 'generate' '--size' 'size' 'Pixels [the picture''s nearest]'
+        row 'generate' '--frames' 'frames' '4k+1, others are rounded up [49]'
+        row 'generate' '-f' 'frames' '4k+1, others are rounded up [49]'
+        row 'generate' '--seconds' 'seconds' 'The same as a length'
+        row 'generate' '-t' 'seconds' 'The same as a length'
+        row 'generate' '--fps' 'fps' 'Frames per second [16]'
+        row 'generate' '--steps' 'steps' 'Sampler steps [card''s]'
+        row 'generate' '--cfg' 'cfg' 'How strongly the prompt leads; 1 is off and twice as fast [card''s]'
+        row 'generate' '-g' 'cfg' 'How strongly the prompt leads; 1 is off and twice as fast [card''s]'
+        row 'generate' '--cutoff' 'cutoff' '0 to 1: how little of the picture''s detail leads, or a ramp [0.1]'
+        row 'generate' '--shift' 'shift' 'More means more time on the layout, less on detail [card''s]'
+        row 'generate' '--sampler' 'sampler' 'euler or unipc [card''s]'
+        row 'generate' '--cache' 'cache' 'none, teacache, fbcache or magcache: skip steps that change little [none]'
+        row 'generate' '--cache-start' 'cache-start' 'Steps at the start that are always computed [5]'
+        row 'generate' '--preview' 'preview' 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
+        row 'generate' '--pick' 'pick' 'Finish this seed of a contact sheet'
+        row 'generate' '--from' 'from' 'Make it again from a video or its .json, or finish a .latents file; other flags win'
+        row 'generate' '--from-file' 'from-file' 'One video per line of a .txt, .jsonl or .csv file'
+        row 'generate' '-F' 'from-file' 'One video per line of a .txt, .jsonl or .csv file'
+        row 'generate' '--model' 'model' 'One of `osp models` [osp-mini]'
+        row 'generate' '-m' 'model' 'One of `osp models` [osp-mini]'
+        row 'generate' '--device' 'device' 'auto, cuda, mps or cpu [auto]'
+        row 'generate' '--dtype' 'dtype' 'bfloat16, float16 or float32 [card''s]'
+        row 'generate' '--metadata' '' 'Keep the recipe in the video and beside it, or nowhere [kept]'
+        row 'generate' '--no-metadata' '' 'Keep the recipe in the video and beside it, or nowhere [kept]'
+        row 'generate' '--config' 'config' 'Settings in TOML [osp.toml]'
+        row 'generate' '--print-config' '' 'Show every setting and where it comes from, and exit'
+        row 'generate' '--dry-run' '' 'Show the plan, with bytes and time, and exit'
+        row 'generate' '--json' '' 'One JSON object per line on stdout'
+        row 'generate' '--quiet' '' 'Say nothing but errors'
+        row 'generate' '-q' '' 'Say nothing but errors'
+        row 'generate' '--verbose' '' 'Say where each setting comes from'
+        row 'generate' '-v' '' 'Say where each setting comes from'
+        row 'generate' '--debug' '' 'Show a traceback with an error'
+        row 'generate' '--help' '' 'Show this message and exit'
+        row 'generate' '-h' '' 'Show this message and exit'
+        row 'styles' '--json' '' 'One JSON object per line on stdout'
+        row 'styles' '--debug' '' 'Show a traceback with an error'
+        row 'styles' '--help' '' 'Show this message and exit'
+        row 'styles' '-h' '' 'Show this message and exit'
+        row 'models' '--json' '' 'One JSON object per line on stdout'
+        row 'models' '--debug' '' 'Show a traceback with an error'
+        row 'models' '--help' '' 'Show this message and exit'
+        row 'models' '-h' '' 'Show this message and exit'
+        row 'doctor' '--json' '' 'One JSON object per line on stdout'
+        row 'doctor' '--debug' '' 'Show a traceback with an error'
+        row 'doctor' '--help' '' 'Show this message and exit'
+        row 'doctor' '-h' '' 'Show this message and exit'
+        row 'completion' '--debug' '' 'Show a traceback with an error'
+        row 'completion' '--help' '' 'Show this message and exit'
+        row 'completion' '-h' '' 'Show this message and exit'
+        row 'schema' '--debug' '' 'Show a traceback with an error'
+        row 'schema' '--help' '' 'Show this message and exit'
+        row 'schema' '-h' '' 'Show this message and exit'
+    )
+    # Command, number of the argument and its kind.
+    $arguments = @(
+        row 'generate' '0' 'image' 'IMAGE'
+        row 'generate' '1' 'prompt' 'PROMPT'
+        row 'completion' '0' 'shell' 'SHELL'
+        row 'schema' '0' 'document' 'DOCUMENT'
+        row '' '0' 'command' 'COMMAND'
+    )
+    # Kind, word and what it means.
+    $words = @(
+        row 'command' 'generate' '' 'Turn a picture into a video'
+        row 'command' 'styles' '' 'List the styles'
+        row 'command' 'models' '' 'List the models and where their weights are, or would go'
+        row 'command' 'doctor' '' 'Look at this machine, and tell what would run on it'
+        row 'command' 'completion' '' 'Print a script that lets a shell complete osp''s command lines'
+        row 'command' 'schema' '' 'Print the JSON Schema of what osp writes'
+        row 'cache' 'none' '' 'none'
+        row 'cache' 'teacache' '' 'teacache'
+        row 'cache' 'fbcache' '' 'fbcache'
+        row 'cache' 'magcache' '' 'magcache'
+        row 'device' 'auto' '' 'auto'
+        row 'device' 'cpu' '' 'cpu'
+        row 'device' 'cuda' '' 'cuda'
+        row 'device' 'mps' '' 'mps'
+        row 'document' 'events' '' 'one line of --json'
+        row 'document' 'recipe' '' 'the sidecar of a video, and the comment inside it'
+        row 'document' 'doctor' '' 'osp doctor --json'
+        row 'dtype' 'auto' '' 'auto'
+        row 'dtype' 'bfloat16' '' 'bfloat16'
+        row 'dtype' 'float16' '' 'float16'
+        row 'dtype' 'float32' '' 'float32'
+        row 'model' 'osp-mini' '' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft'
+        row 'model' 'flashi2v-1.3b' '' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights'
+        row 'model' 'uniworld-osp2-14b' '' 'The paper''s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
+        row 'preview' 'none' '' 'none'
+        row 'preview' 'latent' '' 'latent'
+        row 'preview' 'contact' '' 'contact'
+        row 'sampler' 'euler' '' 'euler'
+        row 'sampler' 'unipc' '' 'unipc'
+        row 'shell' 'bash' '' 'bash'
+        row 'shell' 'zsh' '' 'zsh'
+        row 'shell' 'fish' '' 'fish'
+        row 'shell' 'powershell' '' 'powershell'
+        row 'style' '3d-rendering' '' 'Polished computer-animated scene: smooth forms, soft studio light'
+        row 'style' 'chibi' '' 'Cute and small: big heads, big eyes, flat bright color'
+        row 'style' 'cyberpunk' '' 'Neon night: teal and magenta glow, wet reflections, dark haze'
+        row 'style' 'disney' '' 'Family feature animation: bright color, round shapes, warm glow'
+        row 'style' 'fairy-tale' '' 'Storybook illustration: pastel glow, sparkles, enchanted mood'
+        row 'style' 'ghibli' '' 'Hand-painted anime film: soft light, lush greens, gentle skies'
+        row 'style' 'gotham-noir' '' 'Film noir: black shadows, rain, cold hard light'
+        row 'style' 'ink' '' 'Eastern ink wash: black strokes, grey mist, rice paper'
+        row 'style' 'lego' '' 'Everything built of toy bricks: studs, seams, glossy plastic'
+        row 'style' 'oil' '' 'Classic canvas: thick brush strokes, rich color, warm light'
+        row 'style' 'pixel-art' '' 'Retro game: square pixels, few colors, dithered shades'
+        row 'style' 'vaporwave' '' 'Eighties dream: pink and cyan sunset, scan lines, soft glow'
+        row 'style' 'watercolor' '' 'Wet washes on paper: bleeding pigment, grain, white edges'
+        row 'style' 'none' '' 'No style'
+    )
+    # Kind, and the pattern of the files that are offered.
+    $files = @(
+        row 'config' '\.(toml)[''\"]?$' '' ''
+        row 'from' '\.(mp4|json|safetensors)[''\"]?$' '' ''
+        row 'from-file' '\.(txt|jsonl|csv)[''\"]?$' '' ''
+        row 'image' '\.(png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)[''\"]?$' '' ''
+        row 'output' '' '' ''
+    )
+
+    $command = ''
+    $place = 0
+    $waiting = ''
+    $ended = $false
+    # The words before the one that is being typed; the first is the program.
+    $before = @($commandAst.CommandElements |
+        Where-Object { $_.Extent.EndOffset -lt $cursorPosition } |
+        Select-Object -Skip 1 |
+        ForEach-Object { $_.Extent.Text.Trim([char[]]@(34, 39)) })
+    foreach ($word in $before) {
+        if ($waiting) {
+            $waiting = ''
+        } elseif (-not $ended -and $word -ceq '--') {
+            $ended = $true
+        } elseif (-not $ended -and $word.Length -gt 1 -and $word.StartsWith('-')) {
+            $option = $options |
+                Where-Object { $_.Command -ceq $command -and $_.Key -ceq $word } |
+                Select-Object -First 1
+            if ($option) { $waiting = $option.Kind }
+        } elseif (-not $command) {
+            $command = $word
+        } else {
+            $place++
+        }
+    }
+
+    $value = "$wordToComplete"
+    $prefix = ''
+    $kind = $waiting
+    if (-not $waiting -and -not $ended -and $value -cmatch '^(--[^=]*)=(.*)$') {
+        $flag = $Matches[1]
+        $value = $Matches[2]
+        $prefix = "$flag="
+        $kind = ($options |
+            Where-Object { $_.Command -ceq $command -and $_.Key -ceq $flag } |
+            Select-Object -First 1).Kind
+    } elseif (-not $waiting -and -not $ended -and $value.StartsWith('-')) {
+        $options |
+            Where-Object { $_.Command -ceq $command -and $_.Key.StartsWith($value) } |
+            ForEach-Object {
+                [System.Management.Automation.CompletionResult]::new(
+                    $_.Key, $_.Key, 'ParameterName', $_.Text)
+            }
+        return
+    } elseif (-not $waiting) {
+        $kind = ($arguments |
+            Where-Object { $_.Command -ceq $command -and $_.Key -ceq "$place" } |
+            Select-Object -First 1).Kind
+    }
+
+    $found = @($words |
+        Where-Object { $_.Command -ceq $kind -and $_.Key.StartsWith($value) } |
+        ForEach-Object {
+            [System.Management.Automation.CompletionResult]::new(
+                $prefix + $_.Key, $_.Key, 'ParameterValue', $_.Text)
+        })
+    $pattern = $files | Where-Object { $_.Command -ceq $kind } | Select-Object -First 1
+    if ($pattern) {
+        $found = @([System.Management.Automation.CompletionCompleters]::CompleteFilename($value) |
+            Where-Object { $_.ResultType -eq 'ProviderContainer' -or
+                $_.CompletionText -match $pattern.Key } |
+            ForEach-Object {
+                [System.Management.Automation.CompletionResult]::new(
+                    $prefix + $_.CompletionText, $_.ListItemText, $_.ResultType, $_.ToolTip)
+            })
+    }
+    # Where nothing fits, an empty text keeps PowerShell from offering files on its own.
+    if ($found) { $found } else { '' }
+}

@@ -1,0 +1,157 @@
+"""The commands, options and values of `osp` as completion scripts need to know them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+_PICTURES = (
+    *("png", "jpg", "jpeg", "webp", "gif", "bmp"),
+    *("tif", "tiff", "avif", "jp2", "tga", "ppm"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """What may stand where a value is asked for; nothing can be offered for numbers and prose.
+
+    Attributes:
+        words: the words to choose from, with what they mean.
+        files: a path may stand there.
+        suffixes: of the files that are offered, without dots; empty for all of them.
+    """
+
+    words: tuple[tuple[str, str], ...] = ()
+    files: bool = False
+    suffixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option.
+
+    Attributes:
+        flags: all its spellings, dashes included.
+        help: one line.
+        metavar: what its value is called; empty for a switch.
+        kind: the key of its value in `known_values`; empty for a switch.
+        repeatable: it may be given more than once.
+    """
+
+    flags: tuple[str, ...]
+    help: str
+    metavar: str = ""
+    kind: str = ""
+    repeatable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument: what it is called, and the key of its value in `known_values`."""
+
+    metavar: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command; the one without a name is `osp` itself."""
+
+    name: str
+    help: str
+    options: tuple[Option, ...]
+    arguments: tuple[Argument, ...]
+
+
+def known_values() -> Mapping[str, Values]:
+    """What options and arguments take, by long flag without dashes or name of the argument."""
+    from osp_cli.batch import KINDS
+    from osp_cli.cli.completion import SCRIPTS
+    from osp_cli.cli.schema import DOCUMENTS
+    from osp_cli.dials import CACHES
+    from osp_cli.registry import DTYPES, model_specs, style_presets
+    from osp_cli.requests import DEVICES, PREVIEWS, SAMPLERS
+    from osp_cli.settings import NO_STYLE
+
+    styles = style_presets().values()
+    nothing = Values()
+    free = "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff seed count"
+    return {
+        **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),
+        "image": Values(files=True, suffixes=_PICTURES),
+        "output": Values(files=True),
+        "from": Values(files=True, suffixes=("mp4", "json", "safetensors")),
+        "from-file": Values(files=True, suffixes=tuple(kind.lstrip(".") for kind in KINDS)),
+        "config": Values(files=True, suffixes=("toml",)),
+        "style": Values(
+            words=(
+                *((preset.name, preset.description) for preset in styles),
+                (NO_STYLE, "No style"),
+            )
+        ),
+        "model": Values(words=tuple((m.name, m.description) for m in model_specs().values())),
+        "device": _plain(DEVICES),
+        "dtype": _plain(("auto", *DTYPES)),
+        "sampler": _plain(SAMPLERS),
+        "cache": _plain(CACHES),
+        "preview": _plain(PREVIEWS),
+        "shell": _plain(tuple(SCRIPTS)),
+        "document": Values(words=tuple(DOCUMENTS.items())),
+    }
+
+
+def describe(group: Any) -> tuple[Command, ...]:
+    """The commands of the program, `osp` itself first; what is hidden is left out.
+
+    Args:
+        group: the outermost command, as `typer.main.get_command` or a context's root gives it.
+    """
+    # Typer keeps the class of commands to itself; contexts and their attributes are public.
+    root = typer.Context(group, info_name="osp", **group.context_settings)
+    commands = [_describe("", group, root)]
+    for name, command in group.commands.items():
+        if not command.hidden:
+            context = typer.Context(
+                command, parent=root, info_name=name, **command.context_settings
+            )
+            commands.append(_describe(name, command, context))
+    return tuple(commands)
+
+
+def _describe(name: str, command: Any, context: typer.Context) -> Command:
+    parameters = [param for param in command.get_params(context) if not param.hidden]
+    options = [param for param in parameters if param.param_type_name == "option"]
+    arguments = [param for param in parameters if param.param_type_name == "argument"]
+    return Command(
+        name,
+        _one_line(command.short_help or command.help),
+        tuple(map(_option, options)),
+        # A group's own argument is the command, which is not asked for here.
+        tuple(Argument(param.metavar or param.name.upper(), param.name) for param in arguments),
+    )
+
+
+def _option(param: Any) -> Option:
+    # Long spellings first, as those of help come in another order each time.
+    flags = tuple(sorted((*param.opts, *param.secondary_opts), key=_is_short))
+    if param.is_flag or param.count:
+        return Option(flags, _one_line(param.help), repeatable=bool(param.count))
+    long = next((flag for flag in param.opts if flag.startswith("--")), param.opts[0])
+    kind = long.lstrip("-")
+    metavar = param.metavar or param.name.upper()
+    return Option(flags, _one_line(param.help), metavar, kind, bool(param.multiple))
+
+
+def _is_short(flag: str) -> bool:
+    return not flag.startswith("--")
+
+
+def _one_line(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0].strip().removesuffix(".")
+
+
+def _plain(words: tuple[str, ...]) -> Values:
+    return Values(words=tuple((word, "") for word in words))
