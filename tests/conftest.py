@@ -26,8 +26,7 @@ TINY_GEOMETRY = {
 }
 
 
-@pytest.fixture(scope="session")
-def tiny_spec():
+def tiny_model_spec():
     """The card of osp-mini for smaller pictures and weights of another folder."""
     return replace(
         registry.find_model("osp-mini"),
@@ -39,6 +38,18 @@ def tiny_spec():
         max_frames=17,
         text_to_video=True,
     )
+
+
+def register_tiny():
+    """Make `--model tiny` known, in a process of its own that never forgets it."""
+    specs = {**registry.model_specs(), "tiny": tiny_model_spec()}
+    registry.model_specs = lambda: specs
+
+
+@pytest.fixture(scope="session")
+def tiny_spec():
+    """The card of osp-mini for smaller pictures and weights of another folder."""
+    return tiny_model_spec()
 
 
 @pytest.fixture(scope="session")
