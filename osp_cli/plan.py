@@ -27,7 +27,8 @@ class Plan:
         weights_bytes: of all components on disk.
         expected_peak_bytes: memory at the highest point of the run.
         disk_bytes: at most so much is written: the latents and the video.
-        operations: multiplications and additions of all passes of the transformer.
+        operations: multiplications and additions of all passes of the transformer, where its files
+            tell.
         expected_seconds: of sampling and decoding, where the device's speed is known.
     """
 
@@ -47,7 +48,7 @@ class Plan:
     weights_bytes: int
     expected_peak_bytes: int
     disk_bytes: int
-    operations: float
+    operations: float | None
     expected_seconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def make_plan(
     tokens = latent_frames * (height // cell) * (width // cell)
     dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
     stored = sum(path.stat().st_size for path in weights.rglob("*.safetensors"))
+    one_pass = _operations(weights / "transformer", spec, tokens, size)
     passes = request.num_inference_steps * (2 if request.guidance_scale > 1 else 1)
     expected = (
         _BASE_BYTES
@@ -75,7 +76,7 @@ def make_plan(
         weights_bytes=stored,
         expected_peak_bytes=expected,
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),
-        operations=passes * _operations(weights / "transformer", spec, tokens, size),
+        operations=None if one_pass is None else passes * one_pass,
     )
 
 
@@ -91,20 +92,23 @@ def _disk_bytes(
     return latents + int(request.num_frames * width * height * per_pixel) + 2**20
 
 
-def _operations(folder: Path, spec: ModelSpec, tokens: int, size: tuple[int, int]) -> float:
-    """Multiplications and additions of one pass of the transformer.
+def _operations(folder: Path, spec: ModelSpec, tokens: int, size: tuple[int, int]) -> float | None:
+    """Multiplications and additions of one pass of the transformer; None where files cannot tell.
 
     Each weight meets each token; beside that, the attention of tokens to each other and to the
-    conditioning's rows.
+    conditioning's rows. Damage to the files is the business of whoever loads them.
     """
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    width = config["num_attention_heads"] * config["attention_head_dim"]
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        width = config["num_attention_heads"] * config["attention_head_dim"]
+        weights, layers = _num_weights(folder), config["num_layers"]
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
     context = spec.max_sequence_length
     if "image_adapter" in spec.parts:
         cells = (size[0] // spec.scale_factor_spatial) * (size[1] // spec.scale_factor_spatial)
         context += cells // spec.image_token_patch**2
-    attention = 4.0 * width * tokens * (tokens + context) * config["num_layers"]
-    return 2.0 * _num_weights(folder) * tokens + attention
+    return 2.0 * weights * tokens + 4.0 * width * tokens * (tokens + context) * layers
 
 
 def _num_weights(folder: Path) -> int:
@@ -121,6 +125,8 @@ def _num_weights(folder: Path) -> int:
 
 def with_time(plan: Plan, operations_per_second: float) -> Plan:
     """The plan with the seconds that sampling will take on a device of this speed."""
+    if plan.operations is None:
+        return plan
     # Measured on osp-mini, the passes reach this share of what one large product reaches.
     seconds = plan.operations / (operations_per_second * _EFFICIENCY)
     return replace(plan, expected_seconds=round(seconds, 1))

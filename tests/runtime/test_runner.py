@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import hashlib
 import json
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +16,41 @@ import pytest
 import torch
 from PIL import Image
 
+from osp_cli import __version__
 from osp_cli.errors import (
+    BatchPartlyFailedError,
+    InterruptedRunError,
     InvalidRequestError,
+    RuntimeFailureError,
     UnreadableMediaError,
     WeightsMissingError,
     WontFitError,
 )
-from osp_cli.events import Done, Loaded, Notice, Planned, Saved, StageFinished, StepDone
-from osp_cli.media.sinks import read_recipe
+from osp_cli.events import (
+    Done,
+    Failed,
+    ItemStarted,
+    LatentsSaved,
+    Loaded,
+    Notice,
+    Planned,
+    Preview,
+    Saved,
+    StageFinished,
+    StepDone,
+)
+from osp_cli.media import sinks
+from osp_cli.media.recipes import read_recipe
 from osp_cli.media.video import probe_video, read_video
 from osp_cli.models.autoencoder_linear import AutoencoderLinear
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
-from osp_cli.runtime import runner
+from osp_cli.runtime import freezing, runner
+from osp_cli.runtime.batch import run_batch
+from osp_cli.runtime.contact import run_contact
+from osp_cli.runtime.loading import PARTS, load_parts
+from osp_cli.runtime.replay import refuse_unfinished
 from osp_cli.runtime.runner import run, weights_hash
+from osp_cli.stopping import StopSignal
 
 
 def names(events):
@@ -57,6 +81,7 @@ def test_the_story_of_a_run(request_for, away):
         "stage condition started",
         "stage condition finished",
         *["step"] * 2,
+        "latents",
         "stage decode started",
         "stage decode finished",
         "stage encode started",
@@ -224,7 +249,21 @@ def loading_is_a_mistake(monkeypatch):
         raise AssertionError("nothing may be loaded")
         yield
 
-    monkeypatch.setattr(runner, "load_components", refused)
+    monkeypatch.setattr("osp_cli.runtime.models.load_parts", refused)
+
+
+@pytest.fixture
+def loading_is_told(monkeypatch):
+    """Names of the parts that are loaded."""
+    names = []
+    genuine = load_parts
+
+    def told(spec, plan, folder, wanted):
+        names.extend(wanted)
+        return genuine(spec, plan, folder, wanted)
+
+    monkeypatch.setattr("osp_cli.runtime.models.load_parts", told)
+    return names
 
 
 @pytest.mark.parametrize("after", ["plan", "load", "step", "stage"])
@@ -238,14 +277,188 @@ def test_closing_early_leaves_no_file(request_for, away, after):
     assert list(events) == []
 
 
-def test_closing_before_the_last_rename_leaves_no_file(request_for, away, monkeypatch):
-    def interrupted(frames, path, **_):
-        raise KeyboardInterrupt
+def fails_once(monkeypatch, target, error):
+    """Makes one function raise at its first call."""
+    genuine = getattr(*target)
 
-    monkeypatch.setattr("osp_cli.media.sinks.write_video", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    def failing(*args, **kwargs):
+        monkeypatch.setattr(*target, genuine)
+        raise copy.copy(error)
+
+    monkeypatch.setattr(*target, failing)
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "told", "words"),
+    [
+        ((sinks, "write_video"), KeyboardInterrupt(), InterruptedRunError, "interrupted while"),
+        ((sinks, "write_video"), WontFitError("no space"), WontFitError, "no space"),
+        ((runner, "decode_frames"), RuntimeError("bad kernel"), RuntimeFailureError, "bad kernel"),
+        ((runner, "decode_frames"), MemoryError(), WontFitError, "tiny ran out of memory"),
+    ],
+    ids=["Ctrl-C", "full disk", "failed decode", "out of memory"],
+)
+def test_after_sampling_nothing_is_lost(
+    request_for, away, monkeypatch, loading_is_told, target, error, told, words
+):
+    """The latents are kept and named; the same request, or their name, finishes the clip."""
+    expected = video_of(request_for(output=Path("whole.mp4")))
+    kept = Path("clip.latents.safetensors")
+    for finish in (request_for(), request_for(image=None, latents=kept)):
+        fails_once(monkeypatch, target, error)
+        with pytest.raises(told, match=words) as raised:
+            list(run(request_for()))
+        assert raised.value.kept == (kept,)
+        assert left(away) == ["cat.png", str(kept), "whole.mp4", "whole.mp4.json"]
+        loading_is_told.clear()
+        assert video_of(finish) == expected
+        # Only the autoencoder is needed.
+        assert loading_is_told == ["vae"]
+        assert kept.exists() == (finish.latents is not None)
+        assert json.loads(Path("clip.mp4.json").read_text()) == read_recipe("whole.mp4")
+        for path in (kept, Path("clip.mp4"), Path("clip.mp4.json")):
+            path.unlink(missing_ok=True)
+
+
+def test_latents_go_elsewhere_when_their_disk_is_full(request_for, away, own_weights, monkeypatch):
+    genuine = freezing.atomic_output
+
+    def full_here(path, **settings):
+        if path.parent == Path():
+            raise WontFitError("no space left")
+        return genuine(path, **settings)
+
+    monkeypatch.setattr(freezing, "atomic_output", full_here)
+    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    with pytest.raises(WontFitError) as raised:
         list(run(request_for()))
+    [kept] = raised.value.kept
+    assert kept.parent == freezing.spare_folder()
     assert left(away) == ["cat.png"]
+    monkeypatch.undo()
+    monkeypatch.chdir(away)
+    assert freezing.thaw(kept).is_sampled
+
+
+def test_work_of_another_clip_is_not_overwritten(request_for, away, monkeypatch):
+    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    with pytest.raises(WontFitError):
+        list(run(request_for()))
+    other = request_for(seed=2)
+    with pytest.raises(InvalidRequestError, match="unfinished work of another run") as refused:
+        list(run(other))
+    assert "--from 'clip.latents.safetensors'" in refused.value.hint
+    with pytest.raises(InvalidRequestError, match="unfinished work"):
+        refuse_unfinished(other)
+    refuse_unfinished(request_for())
+    # The picture's contents are known to the run alone.
+    Image.new("RGB", (97, 64)).save(away / "cat.png")
+    refuse_unfinished(request_for())
+    with pytest.raises(InvalidRequestError, match="unfinished work"):
+        list(run(request_for()))
+    list(run(request_for(seed=2, overwrite=True)))
+    assert left(away) == ["cat.png", "clip.mp4", "clip.mp4.json"]
+
+
+def test_damaged_latents_are_refused_in_a_sentence(request_for, away):
+    path = away / "x.latents.safetensors"
+    for data in (b"", b"\0" * 7, b"\xff" * 64, (9).to_bytes(8, "little") + b'{"a": 1}}'):
+        path.write_bytes(data)
+        with pytest.raises(UnreadableMediaError, match=r"damaged|holds no latents"):
+            list(run(request_for(image=None, latents=path)))
+
+
+def test_a_stop_is_heard_after_the_step(request_for, away):
+    stop = StopSignal()
+    seen = []
+    with pytest.raises(InterruptedRunError, match="after step 1 of 2") as raised:
+        for event in run(request_for(), stop=stop):
+            seen.append(event)
+            if isinstance(event, StepDone):
+                stop._signum = 2
+    assert isinstance(seen[-1], LatentsSaved)
+    assert raised.value.kept == (Path("clip.latents.safetensors"),)
+    notices = of(run(request_for()), Notice)
+    assert any("going on from clip.latents.safetensors" in notice.message for notice in notices)
+    one = Path("clip.mp4").read_bytes()
+    assert one == video_of(request_for(output=Path("two.mp4")))
+
+
+# --- replay, previews, batches ---------------------------------------------------------------
+
+
+def test_what_differs_from_a_recipe_is_named(request_for, picture, own_weights):
+    list(run(request_for()))
+    recipe = read_recipe("clip.mp4")
+
+    def told(**changes):
+        request = request_for(
+            replayed={**recipe, **changes}, replayed_from="clip.mp4", overwrite=True
+        )
+        return [notice.message for notice in of(run(request), Notice)]
+
+    assert told() == []
+    assert told(version="0.0.1") == [f"clip.mp4 was made by version 0.0.1, this is {__version__}"]
+    assert told(image_sha256="0" * 64) == [
+        "the picture is not the one of clip.mp4: cat.png has other contents"
+    ]
+    weights = {**recipe["weights_sha256"], "vae/extra.safetensors": "0" * 64}
+    assert told(weights_sha256=weights) == [
+        "the weights of tiny are not those of clip.mp4: vae/extra.safetensors"
+    ]
+    assert told(full_prompt="other words")[0].startswith("style None has other words")
+
+
+def test_a_preview_is_drawn_while_sampling_and_goes_with_the_clip(request_for, away, monkeypatch):
+    sizes = []
+    for event in run(request_for(preview="latent", num_inference_steps=8, num_frames=17)):
+        if isinstance(event, Preview):
+            with Image.open(event.path) as strip:
+                sizes.append((event.step, strip.size[0] > 3 * strip.size[1]))
+    assert sizes == [(2, True), (4, True), (6, True), (8, True)]
+    assert left(away) == ["cat.png", "clip.mp4", "clip.mp4.json"]
+
+
+def test_a_batch_loads_once_and_goes_on_after_a_failure(request_for, away):
+    one = video_of(request_for(seed=1, output=Path("alone.mp4")))
+    items = [
+        request_for(seed=1, output=Path("a.mp4")),
+        InvalidRequestError("line 2 makes no sense"),
+        request_for(image=away / "missing.png", output=Path("b.mp4")),
+        request_for(seed=2, output=Path("c.mp4")),
+    ]
+    events = []
+    with pytest.raises(BatchPartlyFailedError, match="2 of 4 videos failed") as raised:
+        for event in run_batch(items):
+            events.append(event)
+    assert raised.value.exit_code == 6
+    assert [event.component for event in of(events, Loaded)] == [*PARTS]
+    assert [(event.item, event.exit_code) for event in of(events, Failed)] == [(2, 2), (3, 2)]
+    assert [event.item for event in of(events, ItemStarted)] == [1, 3, 4]
+    assert [str(event.path) for event in of(events, Saved)] == ["a.mp4", "c.mp4"]
+    assert Path("a.mp4").read_bytes() == one
+    with pytest.raises(InvalidRequestError, match="line 2"):
+        list(run_batch([items[1]]))
+
+
+def test_a_contact_sheet_is_a_start_that_can_be_picked(request_for, away):
+    def requests(**changes):
+        return [
+            request_for(seed=seed, output=Path(f"cat-{seed}.mp4"), num_inference_steps=6, **changes)
+            for seed in (8, 9, 10)
+        ]
+
+    expected = video_of(replace(requests()[1], output=Path("whole.mp4")))
+    events = list(run_contact(requests(preview="contact")))
+    assert [event.step for event in of(events, LatentsSaved)] == [2, 2, 2]
+    [saved] = of(events, Saved)
+    assert saved.path == Path("cat.contact.png")
+    picked = list(run(requests()[1]))
+    assert [event.step for event in of(picked, StepDone)] == [3, 4, 5, 6]
+    assert Path("cat-9.mp4").read_bytes() == expected
+    # Drawn again, a sheet does not throw away what was sampled since.
+    again = list(run_contact(requests(preview="contact", overwrite=True)))
+    assert [event.step for event in of(again, LatentsSaved)] == [3, 2, 3]
 
 
 def test_a_closed_run_frees_its_models(request_for):
