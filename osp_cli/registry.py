@@ -79,6 +79,7 @@ class ModelSpec:
             the card leaves out too is the paper's.
         dtypes: precision of each component's weights.
         teacache: coefficients of TeaCache, or None: it would skip by another model's numbers.
+        no_teacache: why there can be none for this model, or empty.
         magcache: ratios of MagCache, or None likewise.
     """
 
@@ -109,12 +110,15 @@ class ModelSpec:
     defaults: dict[str, int | float | str]
     dtypes: dict[str, str]
     teacache: CacheFigures | None = None
+    no_teacache: str = ""
     magcache: CacheFigures | None = None
 
     def cache_problem(self, kind: str) -> str | None:
         """Why the step cache `kind` cannot run on this model, as a sentence; None where it can."""
         if kind not in STEP_CACHES:
             return f"unknown cache {kind!r}, the caches are: {', '.join(STEP_CACHES)}"
+        if kind == "teacache" and self.no_teacache:
+            return f"TeaCache does not work with {self.name}: {self.no_teacache}"
         if kind == "teacache" and self.teacache is None:
             return f"TeaCache needs coefficients of its model, the card of {self.name} has none"
         if kind == "magcache" and self.magcache is None:
@@ -480,10 +484,13 @@ def _model_spec(path: Path) -> ModelSpec:
             for component in ("transformer", "vae", "conditioner")
         },
         teacache=_cache_figures(card, "teacache", "coefficients"),
+        no_teacache=card.text("no_teacache") if card.has("no_teacache") else "",
         magcache=_magcache_figures(card),
     )
     for table in (geometry, dtypes, card):
         table.done()
+    if spec.teacache is not None and spec.no_teacache:
+        raise card.refuse("no_teacache", "stands beside a table teacache")
     if spec.default_size not in spec.sizes:
         raise geometry.refuse("default_size", "must be one of geometry.sizes")
     return spec

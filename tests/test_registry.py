@@ -195,7 +195,7 @@ BROKEN_FIGURES = [
 def without_figures(text: str) -> str:
     """A card up to its cache tables, which stand last."""
     head, *_ = re.split(r"(?m)^\[(?:teacache|magcache)\]", text)
-    return head
+    return re.sub(r"(?m)^no_teacache = .*\n", "", head)
 
 
 @pytest.mark.parametrize(("old", "new", "problem"), BROKEN_FIGURES)
@@ -225,6 +225,26 @@ def test_a_card_without_figures_refuses_the_caches_that_need_them(presets):
     assert "coefficients of its model, the card of osp-mini" in str(spec.cache_problem("teacache"))
     assert "ratios of its model, the card of osp-mini" in str(spec.cache_problem("magcache"))
     assert "unknown cache 'tea'" in str(spec.cache_problem("tea"))
+
+
+def test_the_built_in_model_says_why_it_has_no_teacache():
+    spec = find_model("osp-mini")
+    assert spec.cache_problem("teacache") == (
+        "TeaCache does not work with osp-mini: its modulation is the same at every step"
+    )
+    from safetensors import safe_open
+
+    [path] = (spec.weights_dir() / "transformer").glob("*.safetensors")
+    with safe_open(path, framework="pt") as weights:
+        for name in ("weight", "bias"):
+            assert not weights.get_tensor(f"condition_embedder.time_proj.{name}").any()
+
+
+def test_a_reason_and_figures_exclude_each_other(presets):
+    path = presets / "models" / "osp-mini.toml"
+    path.write_text(path.read_text() + TEACACHE)
+    with pytest.raises(InvalidRequestError, match="no_teacache stands beside a table teacache"):
+        model_specs()
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from osp_cli.media.video import probe_video
 from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.registry import find_model, model_specs
+from osp_cli.runtime import runner
 from osp_cli.runtime.loading import load_components, load_parts
 from osp_cli.runtime.planner import make_plan
 
@@ -310,8 +311,6 @@ def test_a_tokenizer_of_a_larger_model_is_refused(load, weights):
 
 
 def test_the_card_makes_a_video(request_for, weights):
-    from osp_cli.runtime import runner
-
     request = request_for(model="released-tiny", style="ink", num_inference_steps=2)
     events = list(runner.run(request))
     assert events[-1].type == "done"
