@@ -113,7 +113,8 @@ _Rows = Iterator[tuple[str, Mapping[str, object] | InvalidRequestError]]
 
 
 def _text_rows(text: str, called: str) -> _Rows:
-    for number, line in enumerate(text.splitlines(), 1):
+    # At the line ends of text files only: a prompt may hold the other ones of Unicode.
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -129,8 +130,11 @@ def _text_rows(text: str, called: str) -> _Rows:
 
 def _flags(text: str, place: str) -> dict[str, object]:
     """The values of ` --style ink --seed=4`."""
+    # Quotes group words; a backslash is a letter, as in the paths of Windows.
+    lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
     try:
-        words = shlex.split(text)
+        words = list(lexer)
     except ValueError as error:
         raise InvalidRequestError(f"{place}: a quotation mark is not closed") from error
     values: dict[str, object] = {}
@@ -169,7 +173,8 @@ def _json_rows(text: str, called: str) -> _Rows:
 
 
 def _table_rows(text: str, called: str) -> _Rows:
-    reader = csv.reader(io.StringIO(text, newline=""))
+    # People put a space after a comma, and then a quotation mark.
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
     names: list[str] | None = None
     try:
         for row in reader:
@@ -189,7 +194,7 @@ def _table_rows(text: str, called: str) -> _Rows:
                 )
                 continue
             cells = zip(names, row, strict=False)
-            yield place, {name: cell for name, cell in cells if cell.strip()}
+            yield place, {name: cell.strip() for name, cell in cells if cell.strip()}
     except csv.Error as error:
         raise InvalidRequestError(f"{called}, line {reader.line_num}: {error}") from error
 

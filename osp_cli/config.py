@@ -111,13 +111,17 @@ def read_config(path: Path, command: str, called: str | None = None) -> dict[str
         raise InvalidRequestError(f"{called} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{called} is not UTF-8 text") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Besides its own errors the reader lets those of Python's numbers and stack through.
         raise InvalidRequestError(f"{called} is not valid TOML: {error}") from error
     own = {name: tables.pop(name) for name in COMMANDS if isinstance(tables.get(name), dict)}
-    values = {}
+    values: dict[str, Any] = {}
     # All of it is read, so that a mistake in another command's table shows early too.
     for table, entries in {"": tables, **own}.items():
         found = _read_table(entries, text, called, table)
+        if table == command and {"num_frames", "seconds"} & found.keys():
+            # One length, by whatever name the command's own table says it.
+            values = {name: values[name] for name in values.keys() - {"num_frames", "seconds"}}
         if table in ("", command):
             values.update(found)
     return values
@@ -149,7 +153,7 @@ def _read_table(entries: dict[str, Any], text: str, called: str, table: str) -> 
 def _line_of(text: str, key: str, table: str) -> str:
     """`, line N` of a key; nothing where it cannot be told. TOML's reader keeps no lines."""
     inside = ""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if header := re.match(r"\s*\[\s*([\w-]+)\s*\]", line):
             inside = header[1]
         elif inside == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):

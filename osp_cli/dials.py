@@ -26,6 +26,7 @@ RANDOM_SEED = "random"
 MAX_SEEDS = 10_000
 CACHES = ("none", "teacache", "fbcache", "magcache")
 
+_MAX_DIGITS = 30
 _DTYPE_ALIASES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
@@ -48,7 +49,8 @@ class Ramp(NamedTuple):
     end: float
 
     def __str__(self) -> str:
-        return f"{self.start:g}" if self.start == self.end else f"{self.start:g}:{self.end:g}"
+        ends = (self.start,) if self.start == self.end else self
+        return ":".join(map(number_text, ends))
 
 
 class StepCacheChoice(NamedTuple):
@@ -58,7 +60,9 @@ class StepCacheChoice(NamedTuple):
     threshold: float | None = None
 
     def __str__(self) -> str:
-        return self.kind if self.threshold is None else f"{self.kind}:{self.threshold:g}"
+        if self.threshold is None:
+            return self.kind
+        return f"{self.kind}:{number_text(self.threshold)}"
 
 
 NO_CACHE = StepCacheChoice("none")
@@ -76,14 +80,24 @@ def canonical_name(name: str) -> str:
     return ALIASES.get(name, name)
 
 
+def number_text(value: float) -> str:
+    """The shortest text from which exactly this number is read again."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
 def whole_number(flag: str) -> Callable[[str], int]:
     """A reader of whole numbers whose refusal names `flag`."""
 
     def read(text: str) -> int:
         try:
-            return int(text)
+            value = int(text)
         except ValueError:
             raise InvalidRequestError(f"{flag} takes a whole number, got {text!r}") from None
+        # Beyond what any dial takes, and before numbers that no float holds.
+        if abs(value) >= 10**_MAX_DIGITS:
+            raise InvalidRequestError(f"{flag} takes at most {_MAX_DIGITS} digits, got {text!r}")
+        return value
 
     return read
 
@@ -279,6 +293,9 @@ def read_value(name: str, value: object, origin: str) -> Any:
         InvalidRequestError: the value cannot be read; the message names the place.
     """
     match value:
+        case int() if not isinstance(value, bool) and abs(value) >= 10**_MAX_DIGITS:
+            # Too long even to be shown.
+            raise InvalidRequestError(f"{origin}: {name} takes at most {_MAX_DIGITS} digits")
         case bool():
             text = "true" if value else "false"
         case str() | int() | float():
@@ -302,5 +319,5 @@ def as_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}"
+        return number_text(value)
     return str(value)

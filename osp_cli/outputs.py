@@ -18,7 +18,7 @@ LATENTS_SUFFIX = ".latents.safetensors"
 _MAX_NAME_BYTES = 230
 _FRAME_NUMBER = re.compile(r"%(0\d{1,2})?d")
 # Names that Windows keeps for devices, whatever their extension.
-_DEVICE_NAMES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)")
+_DEVICE_NAMES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)\s*(\.|$)")
 
 
 def expand_output(
@@ -76,6 +76,8 @@ def check_output_name(output: Path) -> None:
     """
     if output == STDOUT:
         return
+    if not is_possible_path(output):
+        raise InvalidRequestError(f"--output is no possible file name: {str(output)!r}")
     extension = output.suffix.lower()
     if extension not in OUTPUT_EXTENSIONS:
         if extension or not output.name:
@@ -101,6 +103,14 @@ def check_output_name(output: Path) -> None:
             f"the output's name is longer than {_MAX_NAME_BYTES} bytes: {output.name!r}",
             hint="choose a shorter one with --output",
         )
+
+
+def is_possible_path(path: Path) -> bool:
+    """Whether any file could have this name; text out of a file may be no such thing."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def latents_path(output: Path) -> Path:
@@ -131,7 +141,7 @@ def _name_of(image: Path | None, prompt: str) -> str:
         name = "stdin"
     else:
         name = image.stem
-    return f"{name}-clip" if _DEVICE_NAMES.fullmatch(name) else name
+    return f"clip-{name}" if _DEVICE_NAMES.match(name) else name
 
 
 def _slug(prompt: str) -> str:

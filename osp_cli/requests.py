@@ -176,7 +176,7 @@ class GenerateRequest:
 
     def _check_dials(self) -> None:
         _check_range("--steps", self.num_inference_steps, 1, 1000)
-        _check_range("--fps", self.fps, 1, 120)
+        check_fps(self.fps)
         _check_range("--cfg", self.guidance_scale, 0, 100)
         _check_range("--shift", self.shift, 0.01, 100)
         for cutoff in self.cutoff:
@@ -270,6 +270,15 @@ def round_up_frames(num_frames: int, spec: ModelSpec) -> int:
     """The smallest clip of at least `num_frames` that the autoencoder can make, `4k + 1`."""
     every = spec.scale_factor_temporal
     return -(-(num_frames - 1) // every) * every + 1
+
+
+def check_fps(fps: int) -> None:
+    """Refuse a rate that no player knows.
+
+    Raises:
+        InvalidRequestError: below 1 or above 120 frames per second.
+    """
+    _check_range("--fps", fps, 1, 120)
 
 
 def _check_range(flag: str, value: float, low: float, high: float) -> None:

@@ -19,7 +19,7 @@ from osp_cli.dials import DIALS, MAX_SEEDS, NO_CACHE, RANDOM_SEED, Seeds, Size
 from osp_cli.errors import InvalidRequestError
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path
 from osp_cli.registry import ModelSpec, StylePreset, find_model, find_style
-from osp_cli.requests import GenerateRequest, round_up_frames
+from osp_cli.requests import GenerateRequest, check_fps, round_up_frames
 
 DEFAULT_MODEL = "osp-mini"
 NO_STYLE = "none"
@@ -138,7 +138,7 @@ def settle_generate(
     try:
         requests = _requests(source, settings)
     except InvalidRequestError as error:
-        raise _with_origin(error, settings) from None
+        raise _with_origin(error, settings, typed=origin) from None
     return Settled(requests, flag_names(settings), notices)
 
 
@@ -241,16 +241,21 @@ def _checked(layer: Layer) -> Layer:
     if unknown:
         raise TypeError(f"unknown settings: {', '.join(sorted(unknown))}")
     width, height = values.pop("width", None), values.pop("height", None)
-    _refuse_both("--size", values.get("size"), "--width/--height", width or height)
+    place = "" if layer.origin == "flag" else f"{layer.origin}: "
+    _refuse_both(f"{place}--size", values.get("size"), "--width/--height", width or height)
     if width is not None or height is not None:
         if width is None or height is None:
             given, missing = ("--width", "--height") if width else ("--height", "--width")
             raise InvalidRequestError(f"{given} needs {missing} too", hint="or use --size WxH")
         values["size"] = Size(width, height)
-    _refuse_both("--frames", values.get("num_frames"), "--seconds", values.get("seconds"))
+    seconds = values.get("seconds")
+    _refuse_both(f"{place}--frames", values.get("num_frames"), "--seconds", seconds)
     if "num_frames" in values:
         # Hides the seconds of weaker layers.
         values["seconds"] = math.nan
+    if isinstance(seeds := values.get("seed"), Seeds) and len(seeds) > 1:
+        # Hides the count of weaker layers.
+        values.setdefault("count", len(seeds))
     return Layer(layer.origin, values, layer.origins)
 
 
@@ -278,7 +283,7 @@ def _settle_frames(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:
     if seconds is not None and not math.isnan(seconds.value):
         frames = Setting(_frames_of(seconds.value, settings["fps"].value), seconds.origin)
     asked = frames.value
-    settled = round_up_frames(asked, spec) if asked >= 1 else asked
+    settled = round_up_frames(asked, spec) if 1 <= asked <= spec.max_frames else asked
     settings["num_frames"] = Setting(settled, frames.origin)
     return [] if settled == asked else [f"{asked} frames rounded up to {settled}"]
 
@@ -353,19 +358,23 @@ def refuse_shared_outputs(requests: Sequence[GenerateRequest], template: str) ->
     names = {latents_path(request.output) for request in requests}
     if len(names) < len(requests):
         path = Path(template)
+        if requests[0].output.suffix.lower() == ".png":
+            # The folder makes them different.
+            better = path.parent.with_name(path.parent.name + "-{seed}") / path.name
+        else:
+            better = path.with_name(path.stem + "-{seed}" + path.suffix)
         raise InvalidRequestError(
-            f"{len(requests)} videos cannot all be {template}",
-            hint=f"--output {path.with_name(path.stem + '-{seed}' + path.suffix)}",
+            f"{len(requests)} videos cannot all be {template}", hint=f"--output {better}"
         )
 
 
 def _with_origin(
-    error: InvalidRequestError, settings: Mapping[str, Setting]
+    error: InvalidRequestError, settings: Mapping[str, Setting], *, typed: str
 ) -> InvalidRequestError:
     """The error, saying where a value that was not typed comes from."""
     match = re.match(r"--([a-z-]+)", error.message)
     setting = settings.get(DIALS[match[1]].field) if match and match[1] in DIALS else None
-    if setting is None or setting.origin in ("flag", "paper", "default"):
+    if setting is None or setting.origin in (typed, "flag", "paper", "default"):
         return error
     return type(error)(f"{error.message} (from {setting.origin})", hint=error.hint)
 
@@ -379,6 +388,7 @@ def _frames_of(seconds: float, fps: int) -> int:
     # The request refuses what is out of range; here the arithmetic only has to be possible.
     if not 0 < seconds <= 86400:
         raise InvalidRequestError(f"--seconds must be above 0 and at most 86400, got {seconds:g}")
+    check_fps(fps)
     return math.ceil(seconds * fps - 1e-9)
 
 

@@ -55,8 +55,10 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        # Whoever starts us with a signal ignored, as nohup or a background job, wants it ignored.
-        ours = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        # Whoever starts us with a signal ignored, as nohup or a background job, wants it ignored;
+        # a handler that is not Python's (None) could not be put back.
+        foreign = (signal.SIG_IGN, None)
+        ours = [number for number in _SIGNALS if signal.getsignal(number) not in foreign]
         former = {number: signal.signal(number, self._receive) for number in ours}
         try:
             yield self

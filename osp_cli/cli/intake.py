@@ -199,9 +199,11 @@ def _picture_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None
 def _gather_batch(call: Call) -> Asked:
     if call.recipe_file is not None:
         raise InvalidRequestError("--from and --from-file exclude each other")
+    if call.pick is not None:
+        raise InvalidRequestError("--pick finishes one video, --from-file may hold many")
     assert call.batch_file is not None
     if call.batch_file == "-":
-        text, called = _read_stdin().decode("utf-8-sig", errors="replace"), "stdin"
+        text, called = _decoded(_read_stdin(), "the list of jobs"), "stdin"
         kind = kind_of(text)
     else:
         called = call.batch_file
@@ -243,7 +245,13 @@ def _settle_job(call: Call, job: Job, number: str) -> Settled:
     source = Source(**_inputs(call, image), text=text, overwrite=call.overwrite, number=number)
     layers = [Layer("flag", flags), *call.stored, Layer("default", {"output": BATCH_TEMPLATE})]
     try:
-        return settle_generate(source, layers=layers, origin=job.place, **values)
+        settled = settle_generate(source, layers=layers, origin=job.place, **values)
+        if settled.request.preview == "contact":
+            raise InvalidRequestError(
+                "--preview contact makes one sheet of many seeds, a batch makes many videos",
+                hint="--preview latent",
+            )
+        return settled
     except InvalidRequestError as error:
         if error.message.startswith(job.place):
             raise
@@ -303,11 +311,15 @@ def _read_stdin_of(call: Call) -> Call:
         return replace(call, image_data=_read_stdin())
     if "-" not in (call.prompt, call.text):
         return call
-    try:
-        text = _read_stdin().decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError("the prompt on stdin is not UTF-8 text") from error
+    text = _decoded(_read_stdin(), "the prompt").strip()
     return replace(call, prompt=text) if call.prompt == "-" else replace(call, text=text)
+
+
+def _decoded(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{what} on stdin is not UTF-8 text") from error
 
 
 def _read_stdin() -> bytes:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from osp_cli.cli import console
-from osp_cli.dials import RANDOM_SEED, as_text
+from osp_cli.dials import RANDOM_SEED, Ramp, as_text
 
 if TYPE_CHECKING:
     from osp_cli.plan import Plan
@@ -68,15 +69,17 @@ def _plain(name: str, setting: Setting) -> Any:
     if name == "style":
         return value or "none"
     if name == "cutoff":
-        return value[0] if value[0] == value[1] else f"{value[0]:g}:{value[1]:g}"
+        return value[0] if value[0] == value[1] else str(Ramp(*value))
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)
 
 
 def _toml(value: Any) -> str:
-    # Strings, numbers, true and false are written alike in both.
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    # Otherwise strings, numbers, true and false are written alike in both, but for one letter.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _bytes(count: int) -> str:

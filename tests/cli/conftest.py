@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import io
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +20,7 @@ from osp_cli.cli.app import main
 from osp_cli.events import (
     Done,
     Event,
+    ItemStarted,
     Loaded,
     Planned,
     Saved,
@@ -41,8 +46,11 @@ Osp = Callable[..., Outcome]
 
 @pytest.fixture(autouse=True)
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a home of its own and no terminal."""
+    """A folder to work in, with a home and settings of its own and no terminal."""
+    for name in [name for name in os.environ if name.startswith("OSP_")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("OSP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("osp_cli.config.user_config", lambda: tmp_path / "config" / "config.toml")
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -77,9 +85,15 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             (tmp_path / "home" / "models" / spec.weights / part).mkdir(parents=True)
 
 
-def story(request: GenerateRequest) -> Iterator[Event]:
-    """The events of a two-step run that writes a file of four bytes."""
-    plan = Plan(
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Puts bytes into stdin, as a pipe would."""
+    return lambda data: monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+
+def recorded_plan(request: GenerateRequest) -> Plan:
+    """A plan of two steps, whatever was asked."""
+    return Plan(
         model=request.model,
         device="cpu",
         dtype="bfloat16",
@@ -90,11 +104,20 @@ def story(request: GenerateRequest) -> Iterator[Event]:
         num_tokens=1456,
         seed=request.seed,
         steps=2,
+        sampler=request.sampler,
+        cache=str(request.cache),
         guidance=request.guidance_scale,
-        weights_bytes=20,
-        expected_peak_bytes=30,
+        weights_bytes=20_000_000,
+        expected_peak_bytes=3_000_000_000,
+        disk_bytes=40_000,
+        operations=5e12,
+        expected_seconds=300.0,
     )
-    yield Planned(plan)
+
+
+def story(request: GenerateRequest) -> Iterator[Event]:
+    """The events of a two-step run that writes a file of four bytes."""
+    yield Planned(recorded_plan(request))
     yield Loaded("transformer", 0.5)
     yield StageStarted("condition")
     yield StageFinished("condition", 0.25)
@@ -103,7 +126,9 @@ def story(request: GenerateRequest) -> Iterator[Event]:
     yield StageStarted("decode")
     yield StageFinished("decode", 0.5)
     yield StageStarted("encode")
-    request.output.write_bytes(b"clip")
+    if request.output != Path("-"):
+        request.output.parent.mkdir(exist_ok=True)
+        request.output.write_bytes(b"clip")
     yield Saved(request.output, 4, request.output.with_name(request.output.name + ".json"))
     yield Done(5.0, {"load": 0.5, "sampling": 3.0, "encode": 0.125})
 
@@ -111,20 +136,64 @@ def story(request: GenerateRequest) -> Iterator[Event]:
 Runner = Callable[[GenerateRequest], Iterator[Event]]
 
 
+def recorded_runtime(runner: Runner) -> tuple[dict[str, types.ModuleType], list[GenerateRequest]]:
+    """Modules that stand in for those of the runtime that import torch.
+
+    Only they are played: what makes a batch of single runs is the true module.
+
+    Returns:
+        The modules by name, and the list in which the runner notes its requests.
+    """
+    requests: list[GenerateRequest] = []
+
+    def run(request: GenerateRequest, **_: object) -> Iterator[Event]:
+        requests.append(request)
+        return runner(request)
+
+    def preview_plan(request: GenerateRequest) -> tuple[Planned, list[str]]:
+        return Planned(recorded_plan(request)), ["the plan has a notice"]
+
+    def run_contact(asked: Sequence[GenerateRequest], **_: object) -> Iterator[Event]:
+        for number, request in enumerate(asked, 1):
+            requests.append(request)
+            yield ItemStarted(number, len(asked), request.output, request.seed, request.prompt)
+        Path("cat.contact.png").write_bytes(b"page")
+        yield Saved(Path("cat.contact.png"), 4)
+        yield Done(1.0, {})
+
+    contents: dict[str, dict[str, object]] = {
+        "runner": {"run": run, "preview_plan": preview_plan},
+        "contact": {"run_contact": run_contact},
+        "models": {"Models": object},
+        "start_up": {"light_imports": contextlib.nullcontext},
+    }
+    modules = {}
+    for name, values in contents.items():
+        module = types.ModuleType(f"osp_cli.runtime.{name}")
+        vars(module).update(values)
+        modules[module.__name__] = module
+    return modules, requests
+
+
+def true_batch() -> types.ModuleType:
+    """The module of batches, imported anew, so that it sees what stands in for the runner."""
+    spec = importlib.util.find_spec("osp_cli.runtime.batch")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch, installed: None) -> Callable[[Runner], list]:
     """Put a recorded runner in place of the one that loads models; gives the requests it got."""
 
     def place(runner: Runner) -> list[GenerateRequest]:
-        requests: list[GenerateRequest] = []
-
-        def run(request: GenerateRequest) -> Iterator[Event]:
-            requests.append(request)
-            return runner(request)
-
-        module = types.ModuleType("osp_cli.runtime.runner")
-        module.run = run  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "osp_cli.runtime.runner", module)
+        modules, requests = recorded_runtime(runner)
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(sys.modules, "osp_cli.runtime.batch", true_batch())
         return requests
 
     return place
