@@ -10,11 +10,10 @@ import json
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLWan
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -28,6 +27,9 @@ from osp_cli.models.original_names import (
     umt5_from_original,
 )
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
 
 Config = Mapping[str, Any] | Path | None
 
@@ -90,6 +92,9 @@ def load_autoencoder(
     Args:
         config: None means `config.json` beside the weights, else the released Wan2.1 settings.
     """
+    # Only here: the small model has an autoencoder of its own.
+    from diffusers import AutoencoderKLWan
+
     state = autoencoder_from_original(read_state_dict(path))
     settings = _rename_config(_read_config(path, config), _ORIGINAL_VAE_CONFIG)
     with init_empty_weights():

@@ -28,6 +28,7 @@ from osp_cli.models.state_dict import (
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
+from osp_cli.runtime.start_up import light_imports, transformers_class
 
 # The libraries' own bars and advice would run through ours; `--debug` shows tracebacks, not these.
 diffusers_logging.set_verbosity_error()
@@ -88,7 +89,9 @@ def load_parts(
     for name in names:
         started = time.perf_counter()
         try:
-            part = loaders[name]()
+            # Not for imports alone: torch fetches its compiler to make an empty weight.
+            with light_imports():
+                part = loaders[name]()
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"the {name} in {folder} cannot be loaded: {error}") from error
         yield Loaded(name, time.perf_counter() - started), part
@@ -125,12 +128,11 @@ def _load_linear_vae(folder: Path, dtype: torch.dtype) -> Any:
 def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Conditioner:
     dtype = _DTYPES[spec.dtypes["conditioner"]]
     if spec.conditioner == "umt5":
-        from transformers import AutoTokenizer, UMT5EncoderModel
-
         from osp_cli.conditioning.umt5 import UMT5Conditioner
 
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = _load_complete(UMT5EncoderModel, folder / "text_encoder", dtype)
+        encoder_class = transformers_class("models.umt5.modeling_umt5", "UMT5EncoderModel")
+        tokenizer = _auto_tokenizer().from_pretrained(folder / "tokenizer", local_files_only=True)
+        encoder = _load_complete(encoder_class, folder / "text_encoder", dtype)
         _check_text_dim(folder, "text_encoder", encoder.config.d_model)
         return UMT5Conditioner(tokenizer, encoder.eval().to(device), spec.max_sequence_length)
     if spec.conditioner == "qwen2.5-vl":
@@ -147,13 +149,16 @@ def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Co
 def _load_qwen(
     spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> Conditioner:
-    from transformers import PreTrainedTokenizerFast, Qwen2_5_VLModel, Qwen2VLImageProcessorPil
-
     from osp_cli.conditioning.image_tokens import POSITION_FEATURES
     from osp_cli.conditioning.vlm import QwenVLConditioner
 
+    model_class = transformers_class("models.qwen2_5_vl.modeling_qwen2_5_vl", "Qwen2_5_VLModel")
+    tokenizer_class = transformers_class("tokenization_utils_tokenizers", "PreTrainedTokenizerFast")
+    processor_class = transformers_class(
+        "models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"
+    )
     source = folder / "text_encoder"
-    model = _load_complete(Qwen2_5_VLModel, source, dtype)
+    model = _load_complete(model_class, source, dtype)
     adapter = _load_adapter(folder, "adapter", dtype, model.config.text_config.hidden_size)
     image_adapter = None
     if (folder / "image_adapter").is_dir():
@@ -162,8 +167,8 @@ def _load_qwen(
         image_adapter = _load_adapter(folder, "image_adapter", dtype, width).to(device)
     return QwenVLConditioner(
         model.eval().to(device),
-        PreTrainedTokenizerFast.from_pretrained(source, local_files_only=True),
-        Qwen2VLImageProcessorPil.from_pretrained(source, local_files_only=True),
+        tokenizer_class.from_pretrained(source, local_files_only=True),
+        processor_class.from_pretrained(source, local_files_only=True),
         adapter.to(device),
         image_adapter,
         max_sequence_length=spec.max_sequence_length,
@@ -175,14 +180,14 @@ def _load_qwen(
 def _load_released_qwen(
     spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> Conditioner:
-    from transformers import AutoTokenizer, Qwen2_5_VLTextModel
-
     from osp_cli.conditioning.vlm_released import ReleasedQwenConditioner
 
+    model_class = transformers_class("models.qwen2_5_vl.modeling_qwen2_5_vl", "Qwen2_5_VLTextModel")
     # The text half of a whole checkpoint: the vision tower's weights are left over, and not read.
-    model = _load_complete(Qwen2_5_VLTextModel, folder / "text_encoder", dtype)
+    model = _load_complete(model_class, folder / "text_encoder", dtype)
     adapter = _load_adapter(folder, "adapter", dtype, model.config.hidden_size)
-    tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(folder), local_files_only=True)
+    source = _tokenizer_folder(folder)
+    tokenizer = _auto_tokenizer().from_pretrained(source, local_files_only=True)
     return ReleasedQwenConditioner(
         model.eval().to(device),
         tokenizer,
@@ -191,6 +196,10 @@ def _load_released_qwen(
         # As in the release, whose tokenizer says right.
         padding_side=tokenizer.padding_side,
     )
+
+
+def _auto_tokenizer() -> Any:
+    return transformers_class("models.auto.tokenization_auto", "AutoTokenizer")
 
 
 def _tokenizer_folder(folder: Path) -> Path:
