@@ -198,7 +198,10 @@ def _checked(request: GenerateRequest) -> GenerateRequest | OspError:
 def _show_plans(asked: Asked, *, as_json: bool) -> None:
     """What `--dry-run` does: plans, and nothing loaded."""
     from osp_cli.cli.showing import show_plan
-    from osp_cli.runtime.runner import preview_plan
+    from osp_cli.runtime.start_up import light_imports
+
+    with light_imports():
+        from osp_cli.runtime.runner import preview_plan
 
     for notice in asked.notices:
         console.say(f"note: {notice}")
@@ -239,11 +242,13 @@ def _run(asked: Asked, started: float, *, as_json: bool, quiet: bool, verbose: b
 def _events(asked: Asked, started: float, stop: StopSignal) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
     from osp_cli.events import Done, Notice, Saved
+    from osp_cli.runtime.start_up import light_imports
 
     yield from (Notice(message) for message in asked.notices)
     saved: list[Path] = []
     try:
-        run = _runner(asked, stop)  # torch starts here
+        with light_imports(for_good=True):
+            run = _runner(asked, stop)  # torch starts here
         imported = time.monotonic() - started
         for event in run:
             match event:

@@ -44,11 +44,16 @@ _depth = 0
 
 
 @contextlib.contextmanager
-def light_imports() -> Iterator[None]:
+def light_imports(*, for_good: bool = False) -> Iterator[None]:
     """Within this block, imports of diffusers and transformers leave out what is not wanted yet.
 
     It may be nested. Import statements of other threads go through it meanwhile, and the garbage
     collector rests for them too.
+
+    Args:
+        for_good: whether the garbage collector may pass over all that there is at the end of the
+            block for as long as the process lives. Not where models are loaded already, which
+            would then stay in memory.
     """
     global _depth
     with _lock:
@@ -56,6 +61,8 @@ def light_imports() -> Iterator[None]:
     try:
         with _all_measures() if outermost else contextlib.nullcontext():
             yield
+        if for_good:
+            gc.freeze()
     finally:
         with _lock:
             _depth -= 1
