@@ -130,7 +130,10 @@ def test_stopped(osp, whole, stage, number):
     else:
         assert outcome.files == visible(outcome.files)
         assert "Traceback" not in outcome.err
-        kept = "kept: clip.latents.safetensors; osp generate --from clip.latents.safetensors"
+        kept = (
+            "kept: clip.latents.safetensors\n"
+            "hint: osp generate --from clip.latents.safetensors goes on from it\n"
+        )
         assert (kept in outcome.err) == (bool(caught) and stage != "clean up")
         saved = "clip.mp4 was saved" if stage == "clean up" else "no video was saved"
         assert saved in outcome.err

@@ -130,5 +130,6 @@ def _fail(
             console.discard_stdout()
     console.say_error(message, hint)
     for path in kept:
-        console.say(f"kept: {path}; osp generate --from {shlex.quote(str(path))} goes on from it")
+        console.say(f"kept: {path}")
+        console.say_hint(f"osp generate --from {shlex.quote(str(path))} goes on from it")
     return exit_code

@@ -54,7 +54,12 @@ def say_error(message: str, hint: str | None = None) -> None:
     """Write an error, and what to do about it, to stderr."""
     say(f"{_emphasised('error:', '1;31')} {message}")
     if hint:
-        say(f"{_emphasised('hint:', '36')} {hint}")
+        say_hint(hint)
+
+
+def say_hint(hint: str) -> None:
+    """Write what to do to stderr."""
+    say(f"{_emphasised('hint:', '36')} {hint}")
 
 
 def discard_stdout() -> None:

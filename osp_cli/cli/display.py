@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ class Display:
         self._last_line = self._started
         self._sampling_seconds = 0.0
         self._stage = ""
+        self._preview: Path | None = None
 
     def __enter__(self) -> Display:
         return self
@@ -105,7 +107,9 @@ class Display:
                 console.say_error(message, hint)
                 for path in kept:
                     self.line(f"kept: {path}")
-            case events.Preview(path):
+            case events.Preview(path) if path != self._preview:
+                # Drawn anew again and again, told once.
+                self._preview = path
                 self.line(f"preview: {path}")
             case events.LatentsSaved(path, step, num_steps) if step < num_steps:
                 self.line(f"latents after step {step} of {num_steps}: {path}")
