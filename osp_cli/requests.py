@@ -283,7 +283,7 @@ def check_fps(fps: int) -> None:
 
 def _check_range(flag: str, value: float, low: float, high: float) -> None:
     # Written so that nan, which no comparison accepts, is refused.
-    if not low <= value <= high or math.isinf(value):
+    if not low <= value <= high or value == math.inf:
         limits = f"at least {low}" if math.isinf(high) else f"{low} to {high}"
         raise InvalidRequestError(f"{flag} must be {limits}, got {value}")
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from osp_cli.dials import StepCacheChoice
 from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import find_model
-from osp_cli.requests import GenerateRequest, expand_output, round_up_frames
+from osp_cli.requests import GenerateRequest, round_up_frames
 
 CAT = Path("pictures/cat.jpg")
 
@@ -39,6 +40,14 @@ def request(**changes) -> GenerateRequest:
         ({"sampler": "magic"}, "unknown sampler 'magic'"),
         ({"prompt": "\udcff"}, "PROMPT is not valid text"),
         ({"device": "cuda:x"}, "unknown device"),
+        ({"preview": "film"}, "unknown preview 'film'"),
+        ({"cache_start": -1}, "--cache-start must be 0 to 1000"),
+        ({"cache": StepCacheChoice("fbcache", 0.0)}, "the threshold of --cache must be above 0"),
+        ({"cache": StepCacheChoice("fbcache", math.nan)}, "the threshold of --cache must be"),
+        ({"cache": StepCacheChoice("magcache")}, "MagCache needs ratios of its model"),
+        ({"output": Path("a.mov")}, "--output must end in .mp4, .gif"),
+        ({"num_frames": 10**400 + 1}, "osp-mini makes at most 49 frames"),
+        ({"fps": 10**400}, "--fps must be 1 to 120"),
     ],
 )
 def test_refused(changes, sentence):
@@ -51,6 +60,10 @@ def test_devices(device):
     assert request(device=device).device == device
 
 
+def test_only_decoding_needs_no_picture():
+    assert request(image=None, latents=Path("a.latents.safetensors")).image is None
+
+
 @given(st.integers(1, 10_000))
 def test_frames_are_rounded_up_to_the_next_clip_length(num_frames):
     rounded = round_up_frames(num_frames, find_model("osp-mini"))
@@ -58,40 +71,9 @@ def test_frames_are_rounded_up_to_the_next_clip_length(num_frames):
     assert 0 <= rounded - num_frames < 4
 
 
-def expand(template: str, style: str | None) -> str:
-    return str(expand_output(template, image=CAT, prompt="", style=style, seed=7))
-
-
-@pytest.mark.parametrize(
-    ("template", "plain", "styled"),
-    [
-        ("{name}-{style}-{seed}.mp4", "cat-7.mp4", "cat-ink-7.mp4"),
-        ("{style}-{name}.mp4", "cat.mp4", "ink-cat.mp4"),
-        ("{name}_{style}.mp4", "cat.mp4", "cat_ink.mp4"),
-        ("{name}{style}.mp4", "cat.mp4", "catink.mp4"),
-        ("out/{style}/{seed}.mp4", "out/7.mp4", "out/ink/7.mp4"),
-        ("/{style}/{seed}.mp4", "/7.mp4", "/ink/7.mp4"),
-        ("{style}/{seed}.mp4", "7.mp4", "ink/7.mp4"),
-        ("fixed.mp4", "fixed.mp4", "fixed.mp4"),
-    ],
-)
-def test_output_template(template, plain, styled):
-    assert expand(template, None) == str(Path(plain))
-    assert expand(template, "ink") == str(Path(styled))
-
-
 def test_output_defaults_to_picture_style_and_seed():
     assert request().output == Path("cat-7.mp4")
     assert request(style="ink").output == Path("cat-ink-7.mp4")
-
-
-def test_name_of_a_prompt_is_short_and_safe():
-    prompt = "../Été: a/very " + "long " * 40
-    output = expand_output("{name}.mp4", image=None, prompt=prompt, style=None, seed=1)
-    assert output.parent == Path()
-    assert output.name.startswith("été-a-very-long")
-    assert len(output.name) < 50
-    assert expand_output("{name}.mp4", image=None, prompt="?!", style=None, seed=1).stem == "clip"
 
 
 def test_braces_in_the_name_of_a_picture_are_only_text():
@@ -114,6 +96,17 @@ def test_recipe_tells_all_that_matters_and_nothing_of_this_machine():
     assert recipe["full_prompt"] == "ink painting style, it snows"
 
 
+def test_a_picture_from_stdin_has_no_name():
+    assert request(image=Path("-"), image_data=b"x").recipe()["image"] == "stdin"
+    assert "image_data" not in repr(request(image=Path("-"), image_data=b"x"))
+
+
+@given(st.floats(0, 100, exclude_min=True))
+def test_recipe_keeps_the_cache_to_the_last_digit(threshold):
+    recipe = request(cache=StepCacheChoice("fbcache", threshold)).recipe()
+    assert float(recipe["cache"].removeprefix("fbcache:")) == threshold
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(GenerateRequest)])
 def test_recipe_covers_every_field_that_changes_the_video(field):
     others = {
@@ -132,14 +125,18 @@ def test_recipe_covers_every_field_that_changes_the_video(field):
         "cutoff": (0.1, 0.2),
         "seed": 8,
         "dtype": "float32",
+        "sampler": "unipc",
+        "cache": StepCacheChoice("fbcache", 0.2),
+        "cache_start": 2,
     }
     if field in ("width", "height"):
         changed = request(width=448, height=256)
     elif field in others:
         changed = request(**{field: others[field]})
     else:
-        # text_only shows as an absent picture; there is one sampler yet; the rest is not
-        # about the video but about where it is made and put.
-        assert field in ("text_only", "sampler", "output", "device", "overwrite")
+        # text_only shows as an absent picture, and the bytes of one as its hash, which the run
+        # adds; the rest is not about the video but about where it is made and put, or of what.
+        apart = {"text_only", "image_data", "output", "device", "overwrite", "metadata", "preview"}
+        assert field in apart | {"latents", "replayed", "replayed_from"}
         return
     assert changed.recipe() != request().recipe()
