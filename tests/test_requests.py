@@ -44,7 +44,7 @@ def request(**changes) -> GenerateRequest:
         ({"cache_start": -1}, "--cache-start must be 0 to 1000"),
         ({"cache": StepCacheChoice("fbcache", 0.0)}, "the threshold of --cache must be above 0"),
         ({"cache": StepCacheChoice("fbcache", math.nan)}, "the threshold of --cache must be"),
-        ({"cache": StepCacheChoice("magcache")}, "MagCache needs ratios of its model"),
+        ({"cache": StepCacheChoice("teacache")}, "TeaCache "),
         ({"output": Path("a.mov")}, "--output must end in .mp4, .gif"),
         ({"num_frames": 10**400 + 1}, "osp-mini makes at most 49 frames"),
         ({"fps": 10**400}, "--fps must be 1 to 120"),
