@@ -17,7 +17,7 @@ from pathlib import Path
 from conftest import register_tiny
 
 from osp_cli.cli.app import main
-from osp_cli.media import files, video
+from osp_cli.media import ffmpeg, files
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
 from osp_cli.runtime import batch, contact, freezing, loading, runner
 
@@ -29,7 +29,7 @@ STAGES = {
     "second step": (FlashI2VPipeline, "velocity", 2),
     "save latents": (freezing, "_write", 1),
     "decode": (runner, "decode_frames", 1),
-    "encode": (video._Encoder, "write", 2),
+    "encode": (ffmpeg.Encoder, "write", 2),
     "rename": (files, "_publish", 2),
     "clean up": (runner, "_discard", 1),
     "second video": (runner, "decode_frames", 2),

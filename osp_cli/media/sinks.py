@@ -1,133 +1,232 @@
-"""Where results go: a video file that carries its recipe, and the sidecar beside it."""
+"""Where results go: a video file that carries its recipe, a folder of frames, or stdout."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterable, Mapping
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from osp_cli.errors import InvalidRequestError
+from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.events import Saved
-from osp_cli.media.files import atomic_output, check_writable
-from osp_cli.media.video import read_comment, write_video
+from osp_cli.media.animations import GIF_MAX_FPS, write_gif, write_webp
+from osp_cli.media.files import atomic_output, check_writable, explained
+from osp_cli.media.frame_folder import (
+    RECIPE_NAME,
+    check_frames_output,
+    write_frames,
+)
+from osp_cli.media.frame_folder import frames_folder as frames_folder
+from osp_cli.media.recipes import canonical_json as canonical_json
+from osp_cli.media.recipes import read_recipe as read_recipe
+from osp_cli.media.recipes import sidecar_path as sidecar_path
+from osp_cli.media.video import write_video
+from osp_cli.outputs import STDOUT
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VIDEO_SUFFIXES = (".mp4",)
+VIDEO_SUFFIXES = (".mp4", ".gif", ".webp")
+_FRAMES_SUFFIX = ".png"
 
 
-def sidecar_path(path: str | Path) -> Path:
-    """`clip.mp4` -> `clip.mp4.json`."""
-    path = Path(path)
-    return path.with_name(path.name + ".json")
+class Sink(Protocol):
+    """Takes the frames of one clip, and leaves a whole result or nothing."""
+
+    def write(self, frames: Iterable[NDArray[np.uint8]]) -> Saved:
+        """Save all frames, uint8 RGB `(height, width, 3)` each.
+
+        Raises:
+            ValueError: no frames, or frames that cannot be encoded.
+            InvalidRequestError: the place has become unusable since construction.
+            WontFitError: the disk is full.
+            RuntimeFailureError: ffmpeg is missing or failed, or the folder has gone.
+            BrokenPipeError: nobody reads stdout any more.
+        """
 
 
-def canonical_json(value: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """JSON with sorted keys, so that equal recipes are equal bytes.
-
-    Raises:
-        ValueError: a number is not finite; JSON has no word for it.
-        TypeError: a value is no JSON value.
-    """
-    separators = (",", ":") if indent is None else (",", ": ")
-    return json.dumps(
-        value,
-        sort_keys=True,
-        ensure_ascii=False,
-        allow_nan=False,
-        indent=indent,
-        separators=separators,
-    )
-
-
-def check_video_output(path: str | Path, *, overwrite: bool = False) -> None:
+def check_output(
+    output: str | Path, *, overwrite: bool = False, fps: int | float | Fraction | None = None
+) -> None:
     """Refuse an output that cannot be written, before any model is loaded for it.
 
+    Args:
+        output: a `.mp4`, `.gif` or `.webp` file, frames as `FOLDER/%04d.png`, or `-` for stdout.
+        overwrite: an existing output, and the sidecar of a file, may be replaced.
+        fps: frames per second, where they are known.
+
     Raises:
-        InvalidRequestError: unknown extension, an existing file or sidecar without `overwrite`, a
-            folder that is missing or read-only.
+        InvalidRequestError: unknown extension, something existing without `overwrite`, a folder
+            that is missing or read-only, a rate that the format cannot show, or a terminal.
     """
-    path = Path(path)
-    if path.suffix.lower() not in VIDEO_SUFFIXES and not path.is_dir():
-        suffix = path.suffix or "a name without an extension"
-        stem = path.stem or "clip"
+    output = Path(output)
+    if output == STDOUT:
+        _check_stdout()
+        return
+    suffix = output.suffix.lower()
+    if suffix == _FRAMES_SUFFIX:
+        check_frames_output(output, overwrite=overwrite)
+        return
+    if suffix not in VIDEO_SUFFIXES and not output.is_dir():
+        got = output.suffix or "a name without an extension"
         raise InvalidRequestError(
-            f"cannot write {suffix}, only {', '.join(VIDEO_SUFFIXES)}",
-            hint=f"-o {path.with_name(stem + VIDEO_SUFFIXES[0])}",
+            f"cannot write {got}, only {', '.join(VIDEO_SUFFIXES)} and FOLDER/%04d.png",
+            hint=f"-o {output.with_name((output.stem or 'clip') + VIDEO_SUFFIXES[0])}",
         )
-    check_writable(path, overwrite=overwrite)
-    check_writable(sidecar_path(path), overwrite=overwrite)
+    if suffix == ".gif" and fps is not None and fps > GIF_MAX_FPS:
+        raise InvalidRequestError(
+            f"a GIF shows at most {GIF_MAX_FPS} frames a second, got --fps {fps}",
+            hint=f"--fps {GIF_MAX_FPS}, or -o {output.with_suffix('.webp')}",
+        )
+    check_writable(output, overwrite=overwrite)
+    check_writable(sidecar_path(output), overwrite=overwrite)
 
 
-def read_recipe(path: str | Path) -> dict[str, Any] | None:
-    """The recipe inside a video, or None where its comment is missing or something else.
-
-    Raises:
-        UnreadableMediaError: no such file, or no media in it.
-    """
-    comment = read_comment(path)
-    try:
-        recipe = json.loads(comment or "")
-    except ValueError:
-        return None
-    return recipe if isinstance(recipe, dict) else None
-
-
-class VideoSink:
-    """One MP4 and its sidecar, both written whole or not at all.
+def open_sink(
+    output: str | Path,
+    *,
+    fps: int | float | Fraction,
+    recipe: Mapping[str, Any],
+    overwrite: bool = False,
+    metadata: bool = True,
+) -> Sink:
+    """The sink for an output, chosen by its name.
 
     Args:
-        path: `.mp4` file to write.
+        output: as `check_output` takes it.
         fps: frames per second.
-        recipe: what made the clip, as plain JSON values; kept in the comment tag and the sidecar.
-        overwrite: replace an existing clip and sidecar.
-        metadata: with False no recipe is kept, and a sidecar that would be stale is removed.
+        recipe: what made the clip, as plain JSON values; kept in the file and beside it.
+        overwrite: replace what is there.
+        metadata: with False no recipe is kept, and one that would be stale is removed.
 
     Raises:
-        InvalidRequestError: on construction, as `check_video_output`.
+        InvalidRequestError: as `check_output`.
+    """
+    output = Path(output)
+    check_output(output, overwrite=overwrite, fps=fps)
+    kept = recipe if metadata else None
+    if output == STDOUT:
+        return StreamSink(fps=fps, recipe=kept)
+    if output.suffix.lower() == _FRAMES_SUFFIX:
+        return FramesSink(output, recipe=kept, overwrite=overwrite)
+    return FileSink(output, fps=fps, recipe=kept, overwrite=overwrite)
+
+
+class FileSink:
+    """One clip and its sidecar, each written whole or not at all.
+
+    Args:
+        path: `.mp4`, `.gif` or `.webp` file to write.
+        fps: frames per second.
+        recipe: kept in the file and in the sidecar; None removes the sidecar that was there.
+        overwrite: replace an existing clip and sidecar.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: Path,
         *,
         fps: int | float | Fraction,
-        recipe: Mapping[str, Any],
-        overwrite: bool = False,
-        metadata: bool = True,
+        recipe: Mapping[str, Any] | None,
+        overwrite: bool,
     ) -> None:
-        check_video_output(path, overwrite=overwrite)
-        self.path = Path(path)
-        self.sidecar = sidecar_path(path) if metadata else None
+        self._path = path
         self._fps = fps
         self._recipe = recipe
         self._overwrite = overwrite
 
     def write(self, frames: Iterable[NDArray[np.uint8]]) -> Saved:
-        """Encode all frames, uint8 RGB `(height, width, 3)` each, and save both files.
-
-        Raises:
-            ValueError: no frames, or frames that cannot be encoded (see `write_video`).
-            InvalidRequestError: the place has become unusable since construction.
-            WontFitError: the disk is full.
-            RuntimeFailureError: ffmpeg is missing or failed.
-        """
+        """Encode all frames and save both files (see `Sink`)."""
+        path, sidecar = self._path, sidecar_path(self._path)
+        is_video = path.suffix.lower() == ".mp4"
+        comment = None
         with contextlib.ExitStack() as stack:
-            comment = None
-            if self.sidecar is not None:
-                comment = canonical_json(self._recipe)
+            if self._recipe is not None:
+                comment = canonical_json(self._recipe, ascii_only=not is_video)
                 # Entered first, so renamed last: a sidecar never stands beside a missing clip.
-                part = stack.enter_context(atomic_output(self.sidecar, overwrite=self._overwrite))
-                text = canonical_json(self._recipe, indent=2) + "\n"
-                part.write_bytes(text.encode())
-            num_bytes = write_video(
-                frames, self.path, fps=self._fps, comment=comment, overwrite=self._overwrite
+                part = stack.enter_context(atomic_output(sidecar, overwrite=self._overwrite))
+                part.write_bytes(_recipe_file(self._recipe))
+            num_bytes = _writer(path)(
+                frames, path, fps=self._fps, comment=comment, overwrite=self._overwrite
             )
-        if self.sidecar is None and self._overwrite:
-            sidecar_path(self.path).unlink(missing_ok=True)
-        return Saved(path=self.path, bytes=num_bytes, sidecar=self.sidecar)
+        if self._recipe is None and self._overwrite:
+            sidecar.unlink(missing_ok=True)
+        return Saved(path, num_bytes, None if self._recipe is None else sidecar)
+
+
+class FramesSink:
+    """A folder of PNG frames with the recipe among them; as a whole or not at all.
+
+    Args:
+        pattern: `FOLDER/%04d.png`.
+        recipe: kept as `recipe.json` in the folder; None for none.
+        overwrite: replace a folder that holds such frames.
+    """
+
+    def __init__(self, pattern: Path, *, recipe: Mapping[str, Any] | None, overwrite: bool) -> None:
+        self._pattern = pattern
+        self._recipe = recipe
+        self._overwrite = overwrite
+
+    def write(self, frames: Iterable[NDArray[np.uint8]]) -> Saved:
+        """Save all frames (see `Sink`); `Saved` tells the folder and the size of its frames."""
+        text = None if self._recipe is None else _recipe_file(self._recipe)
+        num_bytes = write_frames(frames, self._pattern, recipe=text, overwrite=self._overwrite)
+        folder = self._pattern.parent
+        return Saved(folder, num_bytes, None if text is None else folder / RECIPE_NAME)
+
+
+class StreamSink:
+    """The bytes of an MP4 on stdout; nothing stays on the disk.
+
+    Args:
+        fps: frames per second.
+        recipe: kept in the comment tag; None for none.
+    """
+
+    def __init__(self, *, fps: int | float | Fraction, recipe: Mapping[str, Any] | None) -> None:
+        self._fps = fps
+        self._recipe = recipe
+
+    def write(self, frames: Iterable[NDArray[np.uint8]]) -> Saved:
+        """Encode all frames, then copy the file out (see `Sink`).
+
+        Not encoded into the pipe: the index at the front of the file is written last.
+        """
+        comment = None if self._recipe is None else canonical_json(self._recipe)
+        with tempfile.TemporaryDirectory(prefix="osp-", ignore_cleanup_errors=True) as folder:
+            clip = Path(folder) / "clip.mp4"
+            try:
+                num_bytes = write_video(frames, clip, fps=self._fps, comment=comment)
+            except WontFitError as error:
+                raise WontFitError(
+                    f"no space left in {tempfile.gettempdir()} to prepare the video",
+                    hint="set TMPDIR to a folder with more space",
+                ) from error
+            with clip.open("rb") as file, explained(Path("stdout")):
+                shutil.copyfileobj(file, sys.stdout.buffer, 2**20)
+                sys.stdout.buffer.flush()
+        return Saved(STDOUT, num_bytes)
+
+
+def _check_stdout() -> None:
+    if sys.stdout.isatty():
+        raise InvalidRequestError(
+            "-o - writes a video, which a terminal cannot show",
+            hint="pipe it into a program, as in `osp generate ... -o - | mpv -`",
+        )
+
+
+def _writer(path: Path) -> Callable[..., int]:
+    """Looked up at each call, so that a test can put a failing one in its place."""
+    return {".gif": write_gif, ".webp": write_webp}.get(path.suffix.lower(), write_video)
+
+
+def _recipe_file(recipe: Mapping[str, Any]) -> bytes:
+    """A recipe for readers."""
+    return (canonical_json(recipe, indent=2) + "\n").encode()

@@ -1,22 +1,19 @@
-"""Writing and reading H.264 video through the ffmpeg program that imageio-ffmpeg brings."""
+"""Writing H.264 video, and reading whatever video ffmpeg reads."""
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import re
-import signal
-import subprocess
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from osp_cli.errors import OspError, RuntimeFailureError, UnreadableMediaError
-from osp_cli.media.files import atomic_output, no_space
+from osp_cli.errors import UnreadableMediaError
+from osp_cli.media.ffmpeg import encode_frames, run_ffmpeg
+from osp_cli.media.files import atomic_output
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,23 +61,6 @@ class VideoInfo:
     num_frames: int
 
 
-def ffmpeg_exe() -> str:
-    """Path of the ffmpeg program.
-
-    Raises:
-        RuntimeFailureError: there is none.
-    """
-    import imageio_ffmpeg
-
-    try:
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError as error:
-        raise RuntimeFailureError(
-            "no ffmpeg program was found",
-            hint="pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE",
-        ) from error
-
-
 def write_video(
     frames: Iterable[NDArray[np.uint8]],
     path: str | Path,
@@ -116,19 +96,11 @@ def write_video(
     path = Path(path)
     if comment is not None and "\0" in comment:
         raise ValueError("a comment cannot hold a null character")
-    source = iter(frames)
-    first = next(source, None)
-    if first is None:
-        raise ValueError("no frames to write")
-    height, width = _checked_size(first)
     with (
         atomic_output(path, overwrite=overwrite) as part,
         _metadata_file(comment) as metadata,
     ):
-        command = [
-            *(ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"),
-            *("-f", "rawvideo", "-pixel_format", "rgb24", "-video_size", f"{width}x{height}"),
-            *("-framerate", _rate(fps), "-i", "pipe:0"),
+        arguments = [
             *(("-f", "ffmetadata", "-i", metadata) if metadata else ()),
             *("-map", "0:v", "-map_metadata", "1" if metadata else "-1"),
             *("-filter_threads", "1", "-vf", _TO_YUV),
@@ -141,16 +113,7 @@ def write_video(
             # "file:" keeps a colon in a name from being read as a protocol.
             *("-f", "mp4", f"file:{part}"),
         ]
-        with _Encoder(command, path) as encoder:
-            encoder.write(first)
-            for frame in source:
-                if _checked_size(frame) != (height, width):
-                    raise ValueError(
-                        f"frames differ in size: {frame.shape[1]}x{frame.shape[0]} "
-                        f"after {width}x{height}"
-                    )
-                encoder.write(frame)
-            encoder.finish()
+        encode_frames(frames, arguments, fps=fps, path=path, even=True)
         return part.stat().st_size
 
 
@@ -170,7 +133,7 @@ def read_video(path: str | Path, *, max_frames: int | None = None) -> NDArray[np
         *("-vf", _TO_RGB, "-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"),
     ]
     # Not turned by a rotation tag, so that the size is the one that was probed.
-    result = _run(["-noautorotate", *command], path)
+    result = run_ffmpeg(["-noautorotate", *command], path)
     pixels = np.frombuffer(result.stdout, dtype=np.uint8)
     return pixels.reshape(-1, info.height, info.width, 3).copy()
 
@@ -184,7 +147,7 @@ def probe_video(path: str | Path) -> VideoInfo:
     """
     # Nothing is decoded: packets are copied to nowhere and counted.
     command = ["-i", f"file:{path}", "-map", "0:v:0", "-c", "copy", "-f", "null"]
-    result = _run([*command, "-nostats", "-progress", "pipe:1", "-"], path, loglevel="info")
+    result = run_ffmpeg([*command, "-nostats", "-progress", "pipe:1", "-"], path, loglevel="info")
     described = result.stderr.decode(errors="replace")
     stream = _STREAM.search(described)
     counts = re.findall(rb"^frame=\s*(\d+)", result.stdout, re.MULTILINE)
@@ -210,7 +173,7 @@ def read_comment(path: str | Path) -> str | None:
         UnreadableMediaError: no such file, or no media in it.
         RuntimeFailureError: ffmpeg is missing.
     """
-    result = _run(["-i", f"file:{path}", "-f", "ffmetadata", "pipe:1"], path)
+    result = run_ffmpeg(["-i", f"file:{path}", "-f", "ffmetadata", "pipe:1"], path)
     # A line ends at a newline that no backslash precedes; sections of streams come after the tags.
     lines = re.findall(r"(?:[^\\\n]|\\.)+", result.stdout.decode(), re.DOTALL)
     for line in lines:
@@ -219,136 +182,6 @@ def read_comment(path: str | Path) -> str | None:
         if line.startswith("comment="):
             return re.sub(r"\\(.)", r"\1", line.removeprefix("comment="), flags=re.DOTALL)
     return None
-
-
-class _Encoder:
-    """An ffmpeg process that is fed frames; killed when its block ends in an exception."""
-
-    def __init__(self, command: Sequence[str], path: Path) -> None:
-        self._path = path
-        self._process = _start(command)
-        assert self._process.stdin is not None
-        assert self._process.stderr is not None
-        self._stdin: IO[bytes] = self._process.stdin
-        self._tail: collections.deque[str] = collections.deque(maxlen=10)
-        # Read all the time: a full pipe would stop ffmpeg, and then us, for ever.
-        self._reader = threading.Thread(
-            target=self._drain, args=(self._process.stderr,), daemon=True
-        )
-        self._reader.start()
-
-    def __enter__(self) -> _Encoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        # Reached on success too, when the process has already ended and this changes nothing.
-        self._process.kill()
-        self._process.wait()
-        self._reader.join()
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        try:
-            self._stdin.write(frame.tobytes())
-        except BrokenPipeError as error:
-            raise self._failure() from error
-
-    def finish(self) -> None:
-        """Close the input and wait until the file is whole."""
-        # After a broken pipe the exit code tells more than the pipe does.
-        with contextlib.suppress(BrokenPipeError):
-            self._stdin.close()
-        if self._process.wait() != 0:
-            raise self._failure()
-
-    def _drain(self, stderr: IO[bytes]) -> None:
-        with stderr:
-            for line in stderr:
-                if text := line.decode(errors="replace").strip():
-                    self._tail.append(text)
-
-    def _failure(self) -> OspError:
-        with contextlib.suppress(OSError):
-            self._stdin.close()
-        code = self._process.wait()
-        self._reader.join()
-        return _failure(code, "; ".join(self._tail), self._path)
-
-
-def _failure(code: int, tail: str, path: Path) -> OspError:
-    """What an ffmpeg that ended with `code` after saying `tail` means for the user."""
-    full = ("No space left on device", "Disk quota exceeded")
-    # ffmpeg exits with the negated errno, of which the system keeps the low byte: 256 - ENOSPC.
-    if code == 228 or any(sentence in tail for sentence in full):
-        return no_space(path)
-    how = f"exit code {code}"
-    if code < 0:
-        try:
-            how = f"signal {signal.Signals(-code).name}"
-        except ValueError:
-            how = f"signal {-code}"
-    return RuntimeFailureError(f"ffmpeg stopped with {how}" + (f": {tail}" if tail else ""))
-
-
-def _start(command: Sequence[str], *, stdin: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
-    try:
-        # In a session of its own: Ctrl-C is ours to handle, ffmpeg would stop before us.
-        return subprocess.Popen(
-            command,
-            stdin=stdin,
-            stdout=subprocess.PIPE if stdin == subprocess.DEVNULL else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise RuntimeFailureError(
-            f"ffmpeg cannot be started ({error.strerror}: {command[0]})",
-            hint="pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE",
-        ) from error
-
-
-def _run(
-    arguments: Sequence[str], path: str | Path, *, loglevel: str = "error"
-) -> subprocess.CompletedProcess[bytes]:
-    """Run ffmpeg on an input file and collect what it prints."""
-    if not Path(path).exists():
-        raise UnreadableMediaError(f"{path} does not exist", hint="check the name and the folder")
-    command = [ffmpeg_exe(), "-hide_banner", "-loglevel", loglevel, *arguments]
-    process = _start(command, stdin=subprocess.DEVNULL)
-    try:
-        stdout, stderr = process.communicate()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode != 0:
-        lines = stderr.decode(errors="replace").strip().splitlines()
-        reason = lines[-1] if lines else f"exit code {process.returncode}"
-        raise UnreadableMediaError(f"{path} cannot be read as a video ({reason})")
-    return subprocess.CompletedProcess(command, 0, stdout, stderr)
-
-
-def _checked_size(frame: NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width of a frame that can be encoded."""
-    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != "uint8":
-        raise ValueError(
-            f"a frame is uint8 of shape (height, width, 3), got {frame.dtype} {frame.shape}"
-        )
-    height, width = frame.shape[:2]
-    if height % 2 or width % 2 or not height or not width:
-        raise ValueError(
-            f"yuv420p halves the colour in both directions: the size must be even, "
-            f"got {width}x{height}"
-        )
-    return height, width
-
-
-def _rate(fps: int | float | Fraction) -> str:
-    rate = Fraction(fps).limit_denominator(1001)
-    if rate <= 0:
-        raise ValueError(f"fps must be positive, got {fps}")
-    return f"{rate.numerator}/{rate.denominator}"
 
 
 @contextlib.contextmanager

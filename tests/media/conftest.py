@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from osp_cli.media import video
+from osp_cli.media import ffmpeg
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def frames() -> np.ndarray:
 @pytest.fixture
 def fake_ffmpeg(tmp_path_factory, monkeypatch) -> Callable[[str], Path]:
     """Put a shell script in ffmpeg's place; `$REAL` in it is the genuine program."""
-    real = video.ffmpeg_exe()
+    real = ffmpeg.ffmpeg_exe()
 
     def install(body: str) -> Path:
         script = tmp_path_factory.mktemp("bin") / "ffmpeg"
         script.write_text(f"#!/bin/sh\nREAL='{real}'\n{body}\n")
         script.chmod(0o755)
-        monkeypatch.setattr(video, "ffmpeg_exe", lambda: str(script))
+        monkeypatch.setattr(ffmpeg, "ffmpeg_exe", lambda: str(script))
         return script
 
     return install

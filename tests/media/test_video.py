@@ -21,7 +21,7 @@ from osp_cli.errors import (
     UnreadableMediaError,
     WontFitError,
 )
-from osp_cli.media import video
+from osp_cli.media import ffmpeg
 from osp_cli.media.video import probe_video, read_comment, read_video, write_video
 
 
@@ -298,7 +298,7 @@ def test_talkative_ffmpeg_does_not_hang(tmp_path, frames, fake_ffmpeg):
 
 
 def test_missing_ffmpeg(tmp_path, frames, monkeypatch):
-    monkeypatch.setattr(video, "ffmpeg_exe", lambda: str(tmp_path / "nowhere" / "ffmpeg"))
+    monkeypatch.setattr(ffmpeg, "ffmpeg_exe", lambda: str(tmp_path / "nowhere" / "ffmpeg"))
     with pytest.raises(RuntimeFailureError, match="cannot be started") as caught:
         write_video(frames, tmp_path / "clip.mp4", fps=16)
     assert "imageio-ffmpeg" in (caught.value.hint or "")
@@ -313,7 +313,7 @@ def test_ffmpeg_not_found(monkeypatch):
 
     monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
     with pytest.raises(RuntimeFailureError, match="no ffmpeg program"):
-        video.ffmpeg_exe()
+        ffmpeg.ffmpeg_exe()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,206 @@
+"""The ffmpeg program that imageio-ffmpeg brings: found, fed, read, and never left behind."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import signal
+import subprocess
+import threading
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from osp_cli.errors import OspError, RuntimeFailureError, UnreadableMediaError
+from osp_cli.media.files import file_too_large, no_space
+from osp_cli.media.frames import checked_frames, exact_rate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# ffmpeg exits with the negated errno of ENOSPC, of which POSIX keeps the low byte.
+_FULL_CODES = (256 - 28, 2**32 - 28)
+_FULL_WORDS = ("No space left on device", "Disk quota exceeded")
+
+
+def ffmpeg_exe() -> str:
+    """Path of the ffmpeg program.
+
+    Raises:
+        RuntimeFailureError: there is none.
+    """
+    import imageio_ffmpeg
+
+    try:
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError as error:
+        raise RuntimeFailureError(
+            "no ffmpeg program was found",
+            hint="pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE",
+        ) from error
+
+
+def encode_frames(
+    frames: Iterable[NDArray[np.uint8]],
+    arguments: Sequence[str],
+    *,
+    fps: int | float | Fraction,
+    path: Path,
+    even: bool = False,
+) -> None:
+    """Feed frames to an ffmpeg that has them as its input 0, one at a time, and wait for its end.
+
+    Args:
+        frames: uint8 RGB of shape `(height, width, 3)` each, all of one size.
+        arguments: what follows the input: more inputs, filters, codec, output.
+        fps: frames per second of the input.
+        path: the file being made, for the words of an error only.
+        even: refuse sides that are odd.
+
+    Raises:
+        ValueError: no frames, or frames that cannot be encoded.
+        WontFitError: the disk is full, or the file larger than it may be.
+        RuntimeFailureError: ffmpeg is missing or failed.
+    """
+    rate = exact_rate(fps)
+    encoder: Encoder | None = None
+    with contextlib.ExitStack() as stack:
+        for frame in checked_frames(frames, even=even):
+            if encoder is None:
+                height, width = frame.shape[:2]
+                command = [
+                    *(ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-y"),
+                    *("-f", "rawvideo", "-pixel_format", "rgb24"),
+                    *("-video_size", f"{width}x{height}"),
+                    *("-framerate", f"{rate.numerator}/{rate.denominator}", "-i", "pipe:0"),
+                    *arguments,
+                ]
+                encoder = stack.enter_context(Encoder(command, path))
+            encoder.write(frame)
+        assert encoder is not None
+        encoder.finish()
+
+
+class Encoder:
+    """An ffmpeg process that is fed frames; killed when its block ends in an exception.
+
+    Should this process be killed itself, the pipe closes and ffmpeg ends on its own.
+
+    Args:
+        command: the program and its arguments; `pipe:0` among its inputs.
+        path: the file being made, for the words of an error only.
+    """
+
+    def __init__(self, command: Sequence[str], path: Path) -> None:
+        self._path = path
+        self._process = _start(command)
+        assert self._process.stdin is not None
+        assert self._process.stderr is not None
+        self._stdin: IO[bytes] = self._process.stdin
+        self._tail: collections.deque[str] = collections.deque(maxlen=10)
+        # Read all the time: a full pipe would stop ffmpeg, and then us, for ever.
+        self._reader = threading.Thread(
+            target=self._drain, args=(self._process.stderr,), daemon=True
+        )
+        self._reader.start()
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Reached on success too, when the process has already ended and this changes nothing.
+        self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Hand over one frame; waits while ffmpeg is busy."""
+        try:
+            self._stdin.write(frame.tobytes())
+        except OSError as error:  # a broken pipe, by whatever number the system gives it
+            raise self._failure() from error
+
+    def finish(self) -> None:
+        """Close the input and wait until the file is whole."""
+        # After a broken pipe the exit code tells more than the pipe does.
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        if self._process.wait() != 0:
+            raise self._failure()
+
+    def _drain(self, stderr: IO[bytes]) -> None:
+        with stderr:
+            for line in stderr:
+                if text := line.decode(errors="replace").strip():
+                    self._tail.append(text)
+
+    def _failure(self) -> OspError:
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        code = self._process.wait()
+        self._reader.join()
+        return _failure(code, "; ".join(self._tail), self._path)
+
+
+def run_ffmpeg(
+    arguments: Sequence[str], path: str | Path, *, loglevel: str = "error"
+) -> subprocess.CompletedProcess[bytes]:
+    """Run ffmpeg on the input file `path` and collect what it prints.
+
+    Raises:
+        UnreadableMediaError: no such file, or ffmpeg cannot make sense of it.
+        RuntimeFailureError: ffmpeg is missing.
+    """
+    if not Path(path).exists():
+        raise UnreadableMediaError(f"{path} does not exist", hint="check the name and the folder")
+    command = [ffmpeg_exe(), "-hide_banner", "-loglevel", loglevel, *arguments]
+    process = _start(command, stdin=subprocess.DEVNULL)
+    try:
+        stdout, stderr = process.communicate()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    if process.returncode != 0:
+        lines = stderr.decode(errors="replace").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {process.returncode}"
+        raise UnreadableMediaError(f"{path} cannot be read as a video ({reason})")
+    return subprocess.CompletedProcess(command, 0, stdout, stderr)
+
+
+def _start(command: Sequence[str], *, stdin: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=stdin,
+            stdout=subprocess.PIPE if stdin == subprocess.DEVNULL else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # In a group of its own, by the word for it of POSIX and of Windows: Ctrl-C is ours to
+            # handle, ffmpeg would stop before us.
+            start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
+    except OSError as error:
+        raise RuntimeFailureError(
+            f"ffmpeg cannot be started ({error.strerror}: {command[0]})",
+            hint="pip install --force-reinstall imageio-ffmpeg, or set IMAGEIO_FFMPEG_EXE",
+        ) from error
+
+
+def _failure(code: int, tail: str, path: Path) -> OspError:
+    """What an ffmpeg that ended with `code` after saying `tail` means for the user."""
+    if code in _FULL_CODES or any(words in tail for words in _FULL_WORDS):
+        return no_space(path)
+    how = f"exit code {code}"
+    if code < 0:
+        try:
+            how = f"signal {signal.Signals(-code).name}"
+        except ValueError:
+            how = f"signal {-code}"
+    if how == "signal SIGXFSZ":
+        return file_too_large(path)
+    return RuntimeFailureError(f"ffmpeg stopped with {how}" + (f": {tail}" if tail else ""))
