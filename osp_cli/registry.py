@@ -402,6 +402,7 @@ _SAMPLER_FIELDS: dict[str, type] = {
     "guidance_scale": float,
     "shift": float,
     "cutoff": float,
+    "cache_start": int,
 }
 
 
