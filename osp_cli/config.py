@@ -63,7 +63,8 @@ def config_files(explicit: Path | None = None) -> list[tuple[str, Path]]:
         InvalidRequestError: the file named by the user is not there.
     """
     found = [] if explicit is None else [(str(explicit), explicit)]
-    if explicit is not None and not explicit.is_file():
+    # Unlike the method of paths, this takes any text for a name.
+    if explicit is not None and not os.path.isfile(explicit):  # noqa: PTH113
         raise InvalidRequestError(f"--config {explicit} is no file", hint="check the name")
     if LOCAL_CONFIG.is_file():
         found.append((f"./{LOCAL_CONFIG}", LOCAL_CONFIG))

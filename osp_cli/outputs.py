@@ -42,7 +42,8 @@ def expand_output(
     """
     if template == str(STDOUT):
         return STDOUT
-    if template.endswith(("/", os.sep)) or (template and Path(template).is_dir()):
+    # Unlike the method of paths, this takes any text for a name.
+    if template.endswith(("/", os.sep)) or os.path.isdir(template):  # noqa: PTH112
         template = str(Path(template) / OUTPUT_TEMPLATE)
     fields = {
         "name": _name_of(image, prompt),

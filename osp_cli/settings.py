@@ -52,6 +52,8 @@ PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "dtype": "auto",
 }
 
+# Stands for a length in seconds where the length is counted in frames.
+_COUNTED = object()
 # Seeds people can read aloud and type again.
 _RANDOM_SEEDS = 2**32
 # Fields of the request that no layer settles under that name.
@@ -252,7 +254,7 @@ def _checked(layer: Layer) -> Layer:
     _refuse_both(f"{place}--frames", values.get("num_frames"), "--seconds", seconds)
     if "num_frames" in values:
         # Hides the seconds of weaker layers.
-        values["seconds"] = math.nan
+        values["seconds"] = _COUNTED
     if isinstance(seeds := values.get("seed"), Seeds) and len(seeds) > 1:
         # Hides the count of weaker layers.
         values.setdefault("count", len(seeds))
@@ -279,8 +281,7 @@ def _settle_frames(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:
     """Bring seconds and frames together as `4k + 1` frames; says what was rounded."""
     seconds = settings.pop("seconds", None)
     frames = settings["num_frames"]
-    # A length in frames hides weaker ones in seconds behind a number that is none.
-    if seconds is not None and not math.isnan(seconds.value):
+    if seconds is not None and seconds.value is not _COUNTED:
         frames = Setting(_frames_of(seconds.value, settings["fps"].value), seconds.origin)
     asked = frames.value
     settled = round_up_frames(asked, spec) if 1 <= asked <= spec.max_frames else asked

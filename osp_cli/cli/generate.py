@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 
 from osp_cli.cli import console
 from osp_cli.cli import options as opt
-from osp_cli.errors import InterruptedRunError, InvalidRequestError, OspError
+from osp_cli.errors import (
+    BatchPartlyFailedError,
+    InterruptedRunError,
+    InvalidRequestError,
+    OspError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -170,7 +175,8 @@ def _refuse_early(asked: Asked) -> Asked:
 
     checked = [item if isinstance(item, OspError) else _checked(item) for item in asked.items]
     errors = [item for item in checked if isinstance(item, OspError)]
-    if len(errors) == len(checked):
+    # A sheet of seeds is one picture: all of them or none.
+    if errors and (len(errors) == len(checked) or asked.requests[0].preview == "contact"):
         for error in errors[1:]:
             console.say_error(error.message, error.hint)
         raise errors[0]
@@ -187,7 +193,7 @@ def _checked(request: GenerateRequest) -> GenerateRequest | OspError:
             decode_image(request.image_data, name="the picture on stdin")
         elif request.image is not None:
             load_image(request.image)
-        check_output(request.output, overwrite=request.overwrite)
+        check_output(request.output, overwrite=request.overwrite, fps=request.fps)
         request.spec.weights_dir()
         refuse_unfinished(request)
     except OspError as error:
@@ -205,11 +211,18 @@ def _show_plans(asked: Asked, *, as_json: bool) -> None:
 
     for notice in asked.notices:
         console.say(f"note: {notice}")
+    errors: list[OspError] = []
     for number, item in enumerate(asked.items):
-        if isinstance(item, OspError):
-            console.say_error(item.message, item.hint)
+        try:
+            if isinstance(item, OspError):
+                raise item
+            planned, notices = preview_plan(item)
+        except OspError as error:
+            if not asked.is_batch:
+                raise
+            console.say_error(error.message, error.hint)
+            errors.append(error)
             continue
-        planned, notices = preview_plan(item)
         for notice in notices:
             console.say(f"note: {notice}")
         if as_json:
@@ -218,6 +231,10 @@ def _show_plans(asked: Asked, *, as_json: bool) -> None:
         if number:
             console.write_line("")
         show_plan(planned.plan, item)
+    if len(errors) == len(asked.items):
+        raise errors[0]
+    if errors:
+        raise BatchPartlyFailedError(f"{len(errors)} of {len(asked.items)} videos cannot be made")
 
 
 def _run(asked: Asked, started: float, *, as_json: bool, quiet: bool, verbose: bool) -> None:

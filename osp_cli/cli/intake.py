@@ -6,6 +6,7 @@ all of it ends in requests, or in the errors that stand in for those of a batch.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -188,7 +189,8 @@ def _picture_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None
             hint=f"osp generate picture.png --from {path}",
         )
     for folder in (path.parent, Path()):
-        if (folder / name).is_file():
+        # Unlike the method of paths, this takes any text for a name.
+        if os.path.isfile(folder / name):  # noqa: PTH113
             return str(folder / name)
     raise InvalidRequestError(
         f"the picture {name!r} of {path} is neither beside it nor here",

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from osp_cli.errors import WontFitError
+from osp_cli.errors import InterruptedRunError, WontFitError
 from osp_cli.events import Event, FramesReady, Notice, Saved
 from osp_cli.requests import GenerateRequest
 
@@ -103,8 +104,10 @@ def test_quiet_leaves_the_path_alone(osp, picture, requests):
 
 def test_verbose_tells_where_settings_come_from(osp, picture, requests):
     err = osp("generate", "cat.png", "x", "-v", "--steps", "5").err
-    assert "num_inference_steps = 5 (flag)" in err
-    assert "fps = 16 (card osp-mini)" in err
+    assert "steps = 5 (flag)\n" in err
+    assert "fps = 16 (card osp-mini)\n" in err
+    assert "style = none (default)\n" in err
+    assert "cutoff = 0.1 (card osp-mini)\n" in err
     assert "loaded transformer in 0.5 s" in err
 
 
@@ -116,7 +119,13 @@ def test_json_lines_are_the_events(osp, picture, requests):
         *("saved", "done"),
     ]
     assert events[0] == {"type": "notice", "message": "48 frames rounded up to 49"}
-    assert events[6] == {"type": "step", "step": 2, "num_steps": 2, "seconds": 2.0}
+    assert events[6] == {
+        "type": "step",
+        "step": 2,
+        "num_steps": 2,
+        "seconds": 2.0,
+        "cached": False,
+    }
     assert events[-2] == {
         "type": "saved",
         "path": "a.mp4",
@@ -128,12 +137,11 @@ def test_json_lines_are_the_events(osp, picture, requests):
 
 def test_json_leaves_the_pixels_out(osp, picture, play):
     def with_frames(request: GenerateRequest) -> Iterator[Event]:
-        yield FramesReady(frames=None)  # type: ignore[arg-type]
-        yield Notice("over")
+        yield FramesReady(np.zeros((3, 4, 6, 3), np.uint8))
 
     play(with_frames)
     outcome = osp("generate", "cat.png", "x", "--json", "-q")
-    assert outcome.out == '{"type": "notice", "message": "over"}\n'
+    assert outcome.out == '{"type": "frames", "num_frames": 3, "width": 6, "height": 4}\n'
 
 
 def test_text_needs_no_picture(osp, requests):
@@ -199,6 +207,8 @@ def test_errors_of_the_run_keep_their_code_and_hint(osp, picture, play):
         "message": "needs 40 GB, 8 GB are free",
         "hint": "--size 448x256",
         "exit_code": 4,
+        "kept": [],
+        "item": None,
     }
 
 
@@ -246,3 +256,204 @@ def test_ctrl_c_names_what_was_saved(osp, picture, play):
     outcome = osp("generate", "cat.png", "x", "-q", "-o", "a.mp4")
     assert (outcome.code, outcome.out) == (130, "a.mp4\n")
     assert outcome.err == "error: interrupted, a.mp4 was saved\n"
+
+
+def test_each_seed_is_a_video(osp, picture, requests):
+    outcome = osp("generate", "cat.png", "x", "--seed", "1-2,7")
+    assert outcome.out == "cat-1.mp4\ncat-2.mp4\ncat-7.mp4\n"
+    assert [request.seed for request in requests] == [1, 2, 7]
+    assert "video 2 of 3: cat-2.mp4\n" in outcome.err
+    outcome = osp("generate", "cat.png", "x", "--seed", "8", "-c", "2", "-o", "{seed}/%04d.png")
+    assert outcome.code == 0
+    assert [str(request.output) for request in requests[3:]] == ["8/%04d.png", "9/%04d.png"]
+
+
+def test_a_failed_video_does_not_end_the_others(osp, picture, play):
+    def second_fails(request: GenerateRequest) -> Iterator[Event]:
+        yield Notice("starting")
+        if request.seed == 2:
+            raise WontFitError("too big", hint="smaller", kept=(Path("a.latents.safetensors"),))
+        if request.seed == 3:
+            raise ZeroDivisionError("by zero")
+        yield Saved(request.output, 4, None)
+
+    requests = play(second_fails)
+    outcome = osp("generate", "cat.png", "x", "--seed", "1-4", "--json", "-q")
+    assert outcome.code == 6
+    assert len(requests) == 4
+    events = [json.loads(line) for line in outcome.out.splitlines()]
+    assert [event["path"] for event in events if event["type"] == "saved"] == [
+        "cat-1.mp4",
+        "cat-4.mp4",
+    ]
+    assert [event for event in events if event["type"] == "error"] == [
+        {
+            "type": "error",
+            "message": "too big",
+            "hint": "smaller",
+            "exit_code": 4,
+            "kept": ["a.latents.safetensors"],
+            "item": 2,
+        },
+        {
+            "type": "error",
+            "message": "unexpected ZeroDivisionError: by zero",
+            "hint": None,
+            "exit_code": 1,
+            "kept": [],
+            "item": 3,
+        },
+        {
+            "type": "error",
+            "message": "2 of 4 videos failed",
+            "hint": None,
+            "exit_code": 6,
+            "kept": [],
+            "item": None,
+        },
+    ]
+
+
+def test_videos_that_all_fail_end_with_the_code_of_the_first(osp, picture, play):
+    def too_big(request: GenerateRequest) -> Iterator[Event]:
+        yield Notice("starting")
+        raise WontFitError("too big")
+
+    play(too_big)
+    assert osp("generate", "cat.png", "x", "--seed", "1-2").code == 4
+
+
+def test_ctrl_c_ends_all_videos(osp, picture, play):
+    def interrupted(request: GenerateRequest) -> Iterator[Event]:
+        if request.seed == 2:
+            raise KeyboardInterrupt
+        yield Saved(request.output, 4, None)
+
+    requests = play(interrupted)
+    outcome = osp("generate", "cat.png", "x", "--seed", "1-4", "-q")
+    assert (outcome.code, outcome.out) == (130, "cat-1.mp4\n")
+    assert outcome.err == "error: interrupted, cat-1.mp4 was saved\n"
+    assert len(requests) == 2
+
+
+def test_kept_latents_tell_how_to_go_on(osp, picture, play):
+    def interrupted(request: GenerateRequest) -> Iterator[Event]:
+        yield Notice("starting")
+        raise InterruptedRunError("interrupted after step 1 of 2", kept=(Path("my cat.latents"),))
+
+    play(interrupted)
+    outcome = osp("generate", "cat.png", "x", "-q")
+    assert outcome.code == 130
+    assert outcome.err == (
+        "error: interrupted after step 1 of 2, no video was saved\n"
+        "kept: my cat.latents\n"
+        "hint: osp generate --from 'my cat.latents' goes on from it\n"
+    )
+
+
+def test_a_contact_sheet_is_one_picture_of_all_seeds(osp, picture, requests):
+    outcome = osp("generate", "cat.png", "x", "--seed", "1-3", "--preview", "contact")
+    assert (outcome.code, outcome.out) == (0, "cat.contact.png\n")
+    assert [request.seed for request in requests] == [1, 2, 3]
+
+
+def test_a_contact_sheet_is_whole_or_refused(osp, picture, requests):
+    Path("cat-2.mp4").touch()
+    outcome = osp("generate", "cat.png", "x", "--seed", "1-3", "--preview", "contact")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: cat-2.mp4 exists already")
+    assert requests == []
+
+
+def test_a_picked_seed_is_finished_alone(osp, picture, requests, monkeypatch):
+    monkeypatch.setenv("OSP_PREVIEW", "contact")
+    monkeypatch.setenv("OSP_COUNT", "3")
+    outcome = osp("generate", "cat.png", "x", "--seed", "1-3", "--pick", "2")
+    assert (outcome.code, outcome.out) == (0, "cat-2.mp4\n")
+    [request] = requests
+    assert (request.seed, request.preview) == (2, "none")
+    assert osp("generate", "cat.png", "x", "--pick", "9").out == "cat-9.mp4\n"
+
+
+def test_the_way_to_stdout_is_kept_clean(osp, picture, requests):
+    outcome = osp("generate", "cat.png", "x", "-o", "-")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert requests[0].output == Path("-")
+
+
+def test_stdout_takes_one_kind_of_thing(osp, picture, requests):
+    outcome = osp("generate", "cat.png", "x", "-o", "-", "--json")
+    assert outcome.code == 2
+    assert json.loads(outcome.out)["message"] == "--json and --output - both want stdout"
+    assert outcome.err.startswith("error: --json and --output - both want stdout")
+    assert requests == []
+
+
+def test_no_video_for_a_terminal(osp, picture, requests, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    outcome = osp("generate", "cat.png", "x", "-o", "-")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: --output - writes a video, stdout is a terminal here")
+    assert requests == []
+
+
+def test_variables_and_files_reach_the_request(osp, picture, requests, tmp_path, monkeypatch):
+    Path("osp.toml").write_text("steps = 3\nfps = 8\n[generate]\nshift = 2\n")
+    Path("mine.toml").write_text("steps = 4\ncfg = 2.5\n")
+    monkeypatch.setenv("OSP_STEPS", "5")
+    assert osp("generate", "cat.png", "x", "--config", "mine.toml", "--cutoff", "0").code == 0
+    [request] = requests
+    assert (request.num_inference_steps, request.guidance_scale) == (5, 2.5)
+    assert (request.fps, request.shift, request.cutoff) == (8, 2.0, (0.0, 0.0))
+
+
+def test_switches_of_a_file_can_be_undone(osp, picture, requests):
+    Path("osp.toml").write_text('metadata = false\nstyle = "ink"\ncache = "fbcache"\n')
+    osp("generate", "cat.png", "x", "-o", "a.mp4")
+    osp("generate", "cat.png", "x", "-o", "b.mp4", "--metadata", "-s", "none", "--cache", "none")
+    assert [request.metadata for request in requests] == [False, True]
+    assert [request.style for request in requests] == ["ink", None]
+    assert [str(request.cache) for request in requests] == ["fbcache", "none"]
+
+
+def test_a_picture_through_a_pipe(osp, picture, requests, piped):
+    piped(picture.read_bytes())
+    outcome = osp("generate", "-", "x", "--seed", "3")
+    assert (outcome.code, outcome.out) == (0, "stdin-3.mp4\n")
+    assert requests[0].image_data == picture.read_bytes()
+    piped(b"no picture")
+    outcome = osp("generate", "-", "x")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: the picture on stdin ")
+
+
+def test_a_batch_reports_its_bad_lines_and_does_the_rest(osp, picture, requests):
+    Path("jobs.txt").write_text("a cat\na dog --steps many\n# remark\na cow --steps 0\na hen\n")
+    outcome = osp("generate", "cat.png", "-F", "jobs.txt", "--seed", "7")
+    assert (outcome.code, outcome.out) == (6, "cat-1-7.mp4\ncat-4-7.mp4\n")
+    assert [request.prompt for request in requests] == ["a cat", "a hen"]
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert errors == [
+        "error: jobs.txt, line 2: --steps takes a whole number, got 'many'",
+        "error: jobs.txt, line 4: --steps must be 1 to 1000, got 0",
+        "error: 2 of 4 videos failed",
+    ]
+
+
+def test_a_batch_without_any_good_line_is_refused_before_it_begins(osp, picture, requests):
+    Path("jobs.txt").write_text("a cat --image no.png\na dog --steps 0\n")
+    outcome = osp("generate", "cat.png", "-F", "jobs.txt")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert [line for line in outcome.err.splitlines() if line.startswith("error: ")] == [
+        "error: jobs.txt, line 2: --steps must be 1 to 1000, got 0",
+        "error: no.png does not exist",
+    ]
+    assert requests == []
+
+
+def test_the_code_of_a_batch_without_any_good_line_is_the_first_ones(osp, picture, requests):
+    Path("jobs.csv").write_text("model,steps\nflashi2v-1.3b,\n,0\n")
+    for folder in Path("../home/models").iterdir():
+        folder.rename(folder.with_name(f"{folder.name}-away"))
+    assert osp("generate", "cat.png", "-F", "jobs.csv").code == 3
+    assert requests == []
