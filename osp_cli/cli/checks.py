@@ -5,6 +5,7 @@ Nothing here is fetched from anywhere, and torch is imported by the checks that 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -245,7 +246,7 @@ def _library(line: str) -> Finding:
 
 
 def _check_ffmpeg() -> Iterator[Finding]:
-    from osp_cli.media.video import ffmpeg_exe
+    from osp_cli.media.ffmpeg import ffmpeg_exe
 
     try:
         program = ffmpeg_exe()
@@ -308,7 +309,44 @@ def _model(spec: ModelSpec) -> Finding:
         return Finding("model", "note", message, None, {**values, "path": str(place)})
     sizes = [file.stat().st_size for file in place.rglob("*") if file.is_file()]
     values |= {"path": str(place), "bytes": sum(sizes)}
+    if (damage := _damage(place)) is not None:
+        hint = "fetch or copy the model again"
+        return Finding("model", "note", f"{spec.name} is damaged: {damage}", hint, values)
     return Finding("model", "ok", f"{spec.name}, {_size(sum(sizes))} in {place}", None, values)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the files of a model, as far as it shows without reading all of them.
+
+    A copy that broke off is found by the length that the file itself declares.
+    """
+    for path in sorted(folder.rglob("*")):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                _check_length(path)
+        except (OSError, ValueError) as error:
+            return f"{path.relative_to(folder)}, {error}"
+    return None
+
+
+def _check_length(path: Path) -> None:
+    """Compare a safetensors file with its header.
+
+    Raises:
+        ValueError: it is not as long as the header says, or has none.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length + 8 > size:
+            raise ValueError("its header is cut off")
+        header = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    declared = 8 + length + max(ends, default=0)
+    if declared != size:
+        raise ValueError(f"{size} bytes long instead of {declared}")
 
 
 def _check_styles() -> Iterator[Finding]:
@@ -361,7 +399,9 @@ def _own_variable(name: str, value: str) -> Finding:
 
     values = {"variable": name, "value": value}
     if name not in (*VARIABLES, *OTHER_VARIABLES):
-        guesses = nearest(name, [*VARIABLES, *OTHER_VARIABLES])
+        # Names are compared in the spelling of flags.
+        known = {other.lower().replace("_", "-"): other for other in (*VARIABLES, *OTHER_VARIABLES)}
+        guesses = [known[guess] for guess in nearest(name, known)]
         hint = f"did you mean {' or '.join(guesses)}?" if guesses else "it can be unset"
         return Finding("variable", "note", f"{name} is none that osp knows", hint, values)
     try:
@@ -403,6 +443,7 @@ def _check_start() -> Iterator[Finding]:
 
 def _check_run() -> Iterator[Finding]:
     from osp_cli.config import stored_layers
+    from osp_cli.registry import find_model
     from osp_cli.runtime.diagnosis import default_plan
 
     try:
@@ -410,9 +451,9 @@ def _check_run() -> Iterator[Finding]:
     except OspError as error:
         yield Finding("run", "problem", error.message, error.hint)
         return
-    except (OSError, ValueError) as error:
-        message = f"the weights cannot be read: {error}"
-        yield Finding("run", "problem", message, "install osp-cli or the model again")
+    if (damage := _damage(find_model(plan.model).weights_dir())) is not None:
+        message = f"{plan.model} is damaged: {damage}"
+        yield Finding("run", "problem", message, "fetch or copy the model again")
         return
     needed = plan.expected_peak_bytes
     time = "" if plan.expected_seconds is None else f", about {plan.expected_seconds:g} s"

@@ -55,16 +55,18 @@ def _show(finding: Finding) -> None:
 
 
 def _folded(text: str, width: int) -> str:
-    """The text in lines of at most `width` columns, paths apart, which stay whole."""
+    """The text in lines of at most `width` columns, but for paths, which stay whole."""
     import textwrap
 
-    wide = width >= 60
-    start = "" if wide or not text.startswith(" ") else "  "
+    columns = 8
+    if width < 60:
+        # No room for columns: only the first line of a finding begins at the left.
+        columns = 2
+        text = ("  " if text.startswith(" ") else "") + " ".join(text.split())
     return textwrap.fill(
-        text if wide else text.strip(),
+        text,
         max(width, 16),
-        initial_indent=start,
-        subsequent_indent=" " * (8 if wide else 2),
+        subsequent_indent=" " * columns,
         break_long_words=False,
         break_on_hyphens=False,
     )

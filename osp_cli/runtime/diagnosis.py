@@ -61,7 +61,6 @@ def default_plan(layers: Sequence[Layer]) -> tuple[Plan, int]:
 
     Raises:
         OspError: such a run would be refused; the message is the one that it would give.
-        OSError, ValueError: the weights are there, but cannot be read.
     """
     # Here, so that the devices can still be told where one of these is broken.
     from osp_cli.dials import Seeds
