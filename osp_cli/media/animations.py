@@ -69,7 +69,8 @@ def write_gif(
     path = Path(path)
     if fps > GIF_MAX_FPS:
         raise ValueError(f"a GIF shows at most {GIF_MAX_FPS} frames a second, got {fps}")
-    block = b"" if comment is None else _gif_comment(comment.encode("ascii"))
+    # No empty block: ffmpeg, for one, finds no picture after it.
+    block = _gif_comment(comment.encode("ascii")) if comment else b""
     with atomic_output(path, overwrite=overwrite) as part:
         arguments = [
             *("-filter_complex_threads", "1", "-filter_complex", _GIF_GRAPH, "-map", "[out]"),
@@ -96,7 +97,7 @@ def write_webp(
     """Encode frames as an animated WebP that loops for ever and keeps the clip's time.
 
     Equal frames, fps and comment give equal bytes with the same libwebp. The file appears whole or
-    not at all. All frames are held in memory.
+    not at all. All frames are held in memory. Equal neighbours become one that is shown for longer.
 
     Args:
         frames: uint8 RGB of shape `(height, width, 3)` each, all of one size, at most 16383 pixels
