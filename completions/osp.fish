@@ -184,7 +184,7 @@ complete -c osp -n '__osp_in generate' -l 'cutoff' -r -f -d '0 to 1: how little 
 complete -c osp -n '__osp_in generate' -l 'shift' -r -f -d 'More means more time on the layout, less on detail [card\'s]'
 complete -c osp -n '__osp_in generate' -l 'sampler' -r -f -a '(__osp_values_sampler)' -d 'euler or unipc [card\'s]'
 complete -c osp -n '__osp_in generate' -l 'cache' -r -f -a '(__osp_values_cache)' -d 'none, teacache, fbcache or magcache: skip steps that change little [none]'
-complete -c osp -n '__osp_in generate' -l 'cache-start' -r -f -d 'Steps at the start that are always computed [5]'
+complete -c osp -n '__osp_in generate' -l 'cache-start' -r -f -d 'Steps at the start that teacache and magcache always compute [5]'
 complete -c osp -n '__osp_in generate' -l 'preview' -r -f -a '(__osp_values_preview)' -d 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
 complete -c osp -n '__osp_in generate' -l 'pick' -r -f -d 'Finish this seed of a contact sheet'
 complete -c osp -n '__osp_in generate' -l 'from' -r -f -a '(__osp_files \'\\\\.(?:mp4|json|safetensors)\')' -d 'Make it again from a video or its .json, or finish a .latents file; other flags win'

@@ -37,7 +37,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'generate' '--shift' 'shift' 'More means more time on the layout, less on detail [card''s]'
         row 'generate' '--sampler' 'sampler' 'euler or unipc [card''s]'
         row 'generate' '--cache' 'cache' 'none, teacache, fbcache or magcache: skip steps that change little [none]'
-        row 'generate' '--cache-start' 'cache-start' 'Steps at the start that are always computed [5]'
+        row 'generate' '--cache-start' 'cache-start' 'Steps at the start that teacache and magcache always compute [5]'
         row 'generate' '--preview' 'preview' 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
         row 'generate' '--pick' 'pick' 'Finish this seed of a contact sheet'
         row 'generate' '--from' 'from' 'Make it again from a video or its .json, or finish a .latents file; other flags win'

@@ -402,6 +402,8 @@ _SAMPLER_FIELDS: dict[str, type] = {
     "guidance_scale": float,
     "shift": float,
     "cutoff": float,
+    "sampler": str,
+    "cache": str,
     "cache_start": int,
 }
 

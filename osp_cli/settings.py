@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from osp_cli.config import Layer
-from osp_cli.dials import DIALS, MAX_SEEDS, NO_CACHE, RANDOM_SEED, Seeds, Size
+from osp_cli.dials import (
+    DIALS,
+    MAX_SEEDS,
+    NO_CACHE,
+    RANDOM_SEED,
+    Seeds,
+    Size,
+    StepCacheChoice,
+    step_cache,
+)
 from osp_cli.errors import InvalidRequestError
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path
 from osp_cli.registry import ModelSpec, StylePreset, find_model, find_style
@@ -174,6 +183,7 @@ def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str
     settings = _strongest((*fields, "seconds"), known)
     settings["style"] = Setting(None if style is None else style.name, named["style"].origin)
     settings["cutoff"] = Setting(_ramp(settings["cutoff"].value), settings["cutoff"].origin)
+    settings["cache"] = Setting(_cache(settings["cache"].value), settings["cache"].origin)
     notices = _settle_frames(settings, spec)
     _settle_seeds(settings)
     return settings, tuple(notices)
@@ -391,6 +401,12 @@ def _frames_of(seconds: float, fps: int) -> int:
         raise InvalidRequestError(f"--seconds must be above 0 and at most 86400, got {seconds:g}")
     check_fps(fps)
     return math.ceil(seconds * fps - 1e-9)
+
+
+def _cache(cache: str | StepCacheChoice) -> StepCacheChoice:
+    """A card or style spells it as a user would."""
+    choice: StepCacheChoice = step_cache(cache) if isinstance(cache, str) else cache
+    return choice
 
 
 def _ramp(cutoff: float | tuple[float, float]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -115,13 +115,15 @@ class Display:
                 self.line(f"latents after step {step} of {num_steps}: {path}")
             case events.Done(_, timings, skipped):
                 self.rest()
-                if skipped:
-                    self.line(f"the cache skipped {skipped} steps")
-                parts = ", ".join(
-                    f"{_STAGE_NAMES.get(name, name)} {seconds:.1f}"
-                    for name, seconds in timings.items()
-                )
-                self.line(f"done in {self._now() - self._started:.1f} s: {parts}")
+                self._show_done(timings, skipped)
+
+    def _show_done(self, timings: Mapping[str, float], skipped: int) -> None:
+        parts = [
+            f"{_STAGE_NAMES.get(name, name)} {seconds:.1f}" for name, seconds in timings.items()
+        ]
+        if skipped:
+            parts.append(f"{skipped} {'step' if skipped == 1 else 'steps'} from the cache")
+        self.line(f"done in {self._now() - self._started:.1f} s: {', '.join(parts)}")
 
     def _show_step(self, step: int, num_steps: int, seconds: float) -> None:
         if step == 1:
@@ -146,7 +148,7 @@ class BarDisplay(Display):
 
     def line(self, text: str) -> None:
         # Through rich, which lifts the line above the live one.
-        self._console.print(text)
+        self._console.print(console.visible(text))
 
     def stage(self, name: str) -> None:
         self._update(name, None, 0, "")

@@ -168,7 +168,7 @@ CacheStartOpt = Annotated[
         "--cache-start",
         metavar="N",
         parser=whole_number("--cache-start"),
-        help="Steps at the start that are always computed [5]",
+        help="Steps at the start that teacache and magcache always compute [5]",
     ),
 ]
 PreviewOpt = Annotated[
