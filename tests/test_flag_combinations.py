@@ -172,7 +172,11 @@ def flag_groups() -> st.SearchStrategy[list[str]]:
     good = st.sampled_from(tokens(GOOD))
     switch = st.sampled_from(SWITCHES).map(lambda flag: [flag])
     bad = st.sampled_from(tokens(BAD))
-    return st.one_of(good, good, good, switch, good, switch, bad)
+    # What a shell can pass: any bytes but zero, those that are no text among them.
+    letters = st.characters(min_codepoint=1, exclude_categories=["Cs"]) | st.just("\udcff")
+    numbers = st.from_regex(r"[-+]?[0-9.:,xe-]{1,12}", fullmatch=True)
+    any_value = st.tuples(st.sampled_from(sorted(GOOD)), st.text(letters, max_size=9) | numbers)
+    return st.one_of(good, good, good, switch, good, switch, bad, any_value.map(list))
 
 
 positionals = st.one_of(

@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osp_cli.config import Layer
-from osp_cli.dials import DIALS, MAX_SEEDS, RANDOM_SEED, Ramp, Seeds, Size, StepCacheChoice
+from osp_cli.dials import (
+    DIALS,
+    MAX_SEEDS,
+    RANDOM_SEED,
+    Ramp,
+    Seeds,
+    Size,
+    StepCacheChoice,
+    step_cache,
+)
 from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import find_model, model_specs, style_presets
 from osp_cli.settings import (
@@ -140,8 +149,9 @@ def test_model_and_style_of_any_source_bring_their_own_defaults():
 
 def test_the_small_model_keeps_its_own_settings_under_a_style():
     plain, styled = dials(), dials(flags(style="ink"))
+    spelled = {"cutoff": lambda value: (value, value), "cache": step_cache}
     for name, value in find_model("osp-mini").defaults.items():
-        value = (value, value) if name == "cutoff" else value
+        value = spelled.get(name, lambda value: value)(value)
         assert plain[name] == styled[name] == Setting(value, "card osp-mini")
 
 

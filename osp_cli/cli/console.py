@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -45,21 +46,27 @@ def write_json(values: Mapping[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Write one line to stderr. Whoever closed it does not want to know."""
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            print(text, file=sys.stderr, flush=True)
+    _write_stderr(visible(text))
+
+
+def visible(text: str) -> str:
+    """The text with its control characters spelled out.
+
+    The name of a file may hold orders to a terminal; they are shown and not obeyed.
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
 
 
 def say_error(message: str, hint: str | None = None) -> None:
     """Write an error, and what to do about it, to stderr."""
-    say(f"{_emphasised('error:', '1;31')} {message}")
+    _write_stderr(f"{_emphasised('error:', '1;31')} {visible(message)}")
     if hint:
         say_hint(hint)
 
 
 def say_hint(hint: str) -> None:
     """Write what to do to stderr."""
-    say(f"{_emphasised('hint:', '36')} {hint}")
+    _write_stderr(f"{_emphasised('hint:', '36')} {visible(hint)}")
 
 
 def discard_stdout() -> None:
@@ -110,6 +117,12 @@ def write_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
+
+
+def _write_stderr(text: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(text, file=sys.stderr, flush=True)
 
 
 def _emphasised(text: str, code: str) -> str:

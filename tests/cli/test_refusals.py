@@ -193,3 +193,11 @@ def test_control_characters_are_not_obeyed(osp, picture):
     outcome = osp("generate", "cat.png", "-s", "\x1b[31mred")
     assert outcome.code == 2
     assert "\x1b" not in outcome.err
+
+
+@pytest.mark.parametrize("flag", ["--config", "--from", "--from-file", "-o", "-m", "--size"])
+def test_control_characters_of_names_are_spelled_out(osp, picture, flag):
+    outcome = osp("generate", "cat.png", flag, "\x1b[2J\r\x9b.")
+    assert outcome.code == 2
+    assert not {*"\x1b\r\x9b"} & {*outcome.err}
+    assert "\\x1b[2J" in outcome.err

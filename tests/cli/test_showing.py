@@ -94,11 +94,18 @@ def test_print_config_tells_origins(osp, monkeypatch):
     assert rows["shift = 2.0"] == "OSP_SHIFT"
     assert rows["fps = 8"] == "./osp.toml"
     assert rows["cutoff = 0.1"] == "card osp-mini"
-    assert rows['sampler = "euler"'] == "paper"
     assert rows['device = "auto"'] == "default"
     assert rows['style = "ink"'] == "flag"
     assert rows['seed = "random"'] == "random"
     assert rows["# size is not set"] == "default"
+
+
+def test_print_config_tells_what_is_the_paper_s(osp):
+    out = osp("generate", "--print-config", "-m", "flashi2v-1.3b").out
+    assert 'sampler = "euler"' in out
+    assert {line.rpartition("# ")[2] for line in out.splitlines() if line.startswith("sh")} == {
+        "paper"
+    }
 
 
 def test_print_config_as_json(osp):
