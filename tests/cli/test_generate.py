@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from osp_cli.dials import StepCacheChoice
 from osp_cli.errors import InterruptedRunError, WontFitError
 from osp_cli.events import Event, FramesReady, Notice, Saved
 from osp_cli.requests import GenerateRequest
@@ -19,7 +20,8 @@ def test_flags_reach_the_request(osp, picture, requests):
         *("generate", "cat.png", "the camera pans left", "-s", "ink", "-n", "blur", "-o", "a.mp4"),
         *("--size", "320x384", "-f", "17", "--fps", "8", "--steps", "5", "-g", "1.5"),
         *("--shift", "4", "--cutoff", "0.2:0.6", "--seed", "7", "--device", "cpu"),
-        *("--dtype", "bf16", "-m", "osp-mini"),
+        *("--dtype", "bf16", "-m", "osp-mini", "--sampler", "unipc", "--cache", "fbcache:0.3"),
+        *("--cache-start", "2", "--preview", "latent", "--no-metadata"),
     )
     assert outcome.code == 0
     [request] = requests
@@ -40,6 +42,11 @@ def test_flags_reach_the_request(osp, picture, requests):
         seed=7,
         device="cpu",
         dtype="bfloat16",
+        sampler="unipc",
+        cache=StepCacheChoice("fbcache", 0.3),
+        cache_start=2,
+        preview="latent",
+        metadata=False,
     )
 
 
