@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 GIF_MAX_FPS = 50
 
 # One palette for the whole clip: one per frame would make flat areas flicker. The ordered dither
-# of this strength hides the bands of a sky like error diffusion does, at half of its size; and
+# of this strength hides most bands of a sky, at half the size that error diffusion makes; and
 # what stands still stays still, where diffused errors crawl as soon as anything moves. The palette
 # is chosen from at most 131072 evenly spaced pixels a frame: from all of a grainy 832x480 it is no
 # better and takes three times as long; from fewer, lines of two pixels may lose their colour.
