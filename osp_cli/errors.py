@@ -18,7 +18,7 @@ Each class carries the exit code of the process, so a script can tell them apart
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class OspError(Exception):
@@ -42,6 +42,12 @@ class OspError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def at(self, place: str) -> Self:
+        """The error, its message beginning with the place that it is about, if there is one."""
+        if not place or self.message.startswith(place):
+            return self
+        return type(self)(f"{place}: {self.message}", hint=self.hint, kept=self.kept)
 
 
 class InvalidRequestError(OspError):

@@ -58,6 +58,7 @@ class GenerateRequest:
         preview: `latent` keeps a picture of the estimate beside the output while sampling,
             `contact` stops after a few steps and shows only that picture.
         latents: a file of latents to go on from, instead of from noise.
+        place: the line of a batch that asks for it, for messages.
         replayed: the recipe that is made again, to compare its hashes with today's.
         replayed_from: what to call that recipe.
 
@@ -91,6 +92,7 @@ class GenerateRequest:
     metadata: bool = True
     preview: str = "none"
     latents: Path | None = None
+    place: str = ""
     replayed: Mapping[str, Any] | None = field(default=None, repr=False)
     replayed_from: str = ""
 

@@ -109,6 +109,7 @@ class Source:
         latents: a file of latents to go on from.
         replayed: the recipe that is made again, called `replayed_from`.
         number: of the line in a batch, for the output's `{n}`.
+        place: of that line, for messages.
     """
 
     image: Path | None = None
@@ -119,6 +120,7 @@ class Source:
     replayed: Mapping[str, Any] | None = None
     replayed_from: str = ""
     number: str = "1"
+    place: str = ""
 
 
 def settle_generate(
@@ -349,6 +351,7 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
             seed=seed,
             overwrite=source.overwrite,
             latents=source.latents,
+            place=source.place,
             replayed=source.replayed,
             replayed_from=source.replayed_from,
             **dials,

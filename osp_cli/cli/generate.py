@@ -169,7 +169,7 @@ def _refuse_early(asked: Asked) -> Asked:
     """Refuse what can be refused before torch is imported, a matter of seconds.
 
     Raises:
-        OspError: of the only video, or the first of a batch in which none can be made.
+        OspError: of the only video, or, of the first one's class, of a batch in which none can be.
     """
     from dataclasses import replace
 
@@ -177,8 +177,10 @@ def _refuse_early(asked: Asked) -> Asked:
     errors = [item for item in checked if isinstance(item, OspError)]
     # A sheet of seeds is one picture: all of them or none.
     if errors and (len(errors) == len(checked) or asked.requests[0].preview == "contact"):
-        for error in errors[1:]:
-            console.say_error(error.message, error.hint)
+        if len(errors) > 1:
+            for error in errors:
+                console.say_error(error.message, error.hint)
+            raise type(errors[0])(f"none of {len(checked)} videos can be made")
         raise errors[0]
     return replace(asked, items=checked)
 
@@ -197,7 +199,7 @@ def _checked(request: GenerateRequest) -> GenerateRequest | OspError:
         request.spec.weights_dir()
         refuse_unfinished(request)
     except OspError as error:
-        return error
+        return error.at(request.place)
     return request
 
 
@@ -232,7 +234,7 @@ def _show_plans(asked: Asked, *, as_json: bool) -> None:
             console.write_line("")
         show_plan(planned.plan, item)
     if len(errors) == len(asked.items):
-        raise errors[0]
+        raise type(errors[0])(f"none of {len(errors)} videos can be made")
     if errors:
         raise BatchPartlyFailedError(f"{len(errors)} of {len(asked.items)} videos cannot be made")
 

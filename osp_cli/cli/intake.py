@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from osp_cli.batch import Job, kind_of, read_file, read_jobs
+from osp_cli.batch import MAX_JOBS, Job, kind_of, read_file, read_jobs
 from osp_cli.config import Layer
 from osp_cli.dials import DIALS, Seeds
 from osp_cli.errors import InvalidRequestError, OspError
@@ -223,6 +223,8 @@ def _gather_batch(call: Call) -> Asked:
             continue
         notices += [f"{job.place}: {notice}" for notice in settled.notices]
         items += [_untaken(request, job.place, taken) for request in settled.requests]
+        if len(items) > MAX_JOBS:
+            raise InvalidRequestError(f"{called} asks for more than {MAX_JOBS} videos")
     return Asked(items, notices=tuple(notices), is_batch=True)
 
 
@@ -244,7 +246,13 @@ def _settle_job(call: Call, job: Job, number: str) -> Settled:
         flags |= {"width": None, "height": None}
     if text is not None:
         flags["prompt"] = None
-    source = Source(**_inputs(call, image), text=text, overwrite=call.overwrite, number=number)
+    source = Source(
+        **_inputs(call, image),
+        text=text,
+        overwrite=call.overwrite,
+        number=number,
+        place=job.place,
+    )
     layers = [Layer("flag", flags), *call.stored, Layer("default", {"output": BATCH_TEMPLATE})]
     try:
         settled = settle_generate(source, layers=layers, origin=job.place, **values)
@@ -255,9 +263,7 @@ def _settle_job(call: Call, job: Job, number: str) -> Settled:
             )
         return settled
     except InvalidRequestError as error:
-        if error.message.startswith(job.place):
-            raise
-        raise type(error)(f"{job.place}: {error.message}", hint=error.hint) from None
+        raise error.at(job.place) from None
 
 
 def _untaken(

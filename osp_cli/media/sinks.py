@@ -215,6 +215,8 @@ class StreamSink:
 
 
 def _check_stdout() -> None:
+    if sys.stdout is None:
+        raise InvalidRequestError("-o - writes to stdout, which is closed", hint="-o clip.mp4")
     if sys.stdout.isatty():
         raise InvalidRequestError(
             "-o - writes a video, which a terminal cannot show",

@@ -30,7 +30,7 @@ def run_batch(
     Raises:
         InterruptedRunError: a signal ends the whole batch.
         BatchPartlyFailedError: some clips failed.
-        OspError: all of them failed: the first one's error.
+        OspError: all of them failed; its class is that of the first.
     """
     started = time.perf_counter()
     stop, models = stop or StopSignal(), Models()
@@ -54,8 +54,8 @@ def run_batch(
         except InterruptedRunError:
             raise
         except OspError as error:
-            errors.append(error)
-            yield _failed(error, number)
+            errors.append(error.at(item.place))
+            yield _failed(errors[-1], number)
         except BrokenPipeError:
             raise
         except Exception as error:  # noqa: BLE001 - one clip's surprise must not cost the others
@@ -64,7 +64,8 @@ def run_batch(
             yield _failed(surprise, number)
     yield Done(time.perf_counter() - started, timings, skipped)
     if len(errors) == len(items):
-        raise errors[0]
+        # Each has been told already; the exit code is still that of a single video.
+        raise type(errors[0])(f"none of {len(items)} videos could be made")
     if errors:
         raise BatchPartlyFailedError(f"{len(errors)} of {len(items)} videos failed")
 

@@ -140,7 +140,7 @@ class Clip:
 
 
 def _run(request: GenerateRequest, stop: StopSignal, models: Models) -> Iterator[Event]:
-    check_output(request.output, overwrite=request.overwrite)
+    check_output(request.output, overwrite=request.overwrite, fps=request.fps)
     clip, notices = settle(request)
     yield Planned(clip.plan)
     yield from map(Notice, notices)
@@ -162,7 +162,7 @@ def preview_plan(request: GenerateRequest) -> tuple[Planned, list[str]]:
     Raises:
         OspError: as `run` would before it begins.
     """
-    check_output(request.output, overwrite=request.overwrite)
+    check_output(request.output, overwrite=request.overwrite, fps=request.fps)
     clip, notices = settle(request)
     device = torch.device(clip.plan.device)
     speed = measured_speed(device, getattr(torch, clip.plan.dtype))

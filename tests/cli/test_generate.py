@@ -452,8 +452,9 @@ def test_a_batch_without_any_good_line_is_refused_before_it_begins(osp, picture,
     outcome = osp("generate", "cat.png", "-F", "jobs.txt")
     assert (outcome.code, outcome.out) == (2, "")
     assert [line for line in outcome.err.splitlines() if line.startswith("error: ")] == [
+        "error: jobs.txt, line 1: no.png does not exist",
         "error: jobs.txt, line 2: --steps must be 1 to 1000, got 0",
-        "error: no.png does not exist",
+        "error: none of 2 videos can be made",
     ]
     assert requests == []
 

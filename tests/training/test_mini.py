@@ -118,7 +118,7 @@ def test_the_runtime_loads_what_was_made(made):
     plan = Plan(
         model="tiny", device="cpu", dtype="float32", width=64, height=32, num_frames=5,
         num_latent_frames=2, num_tokens=16, seed=0, steps=1, guidance=1.0, weights_bytes=0,
-        expected_peak_bytes=0,
+        expected_peak_bytes=0, sampler="euler", cache="none", disk_bytes=0, operations=None,
     )  # fmt: skip
     *loaded, components = load_components(spec, plan, made / "osp-mini")
     assert [event.component for event in loaded] == ["transformer", "vae", "conditioner"]
