@@ -209,7 +209,7 @@ def _show_plans(asked: Asked, *, as_json: bool) -> None:
     from osp_cli.runtime.start_up import light_imports
 
     with light_imports():
-        from osp_cli.runtime.runner import preview_plan
+        from osp_cli.runtime.settling import preview_plan
 
     for notice in asked.notices:
         console.say(f"note: {notice}")

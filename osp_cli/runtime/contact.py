@@ -18,7 +18,8 @@ from osp_cli.outputs import LATENTS_SUFFIX, latents_path
 from osp_cli.pipelines.flash_i2v import decode_glimpse
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.models import Models
-from osp_cli.runtime.runner import Clip, sample, settle
+from osp_cli.runtime.runner import sample
+from osp_cli.runtime.settling import Clip, settle
 from osp_cli.stopping import StopSignal
 
 # Of a clip's steps: the layout stands by then, the detail does not.

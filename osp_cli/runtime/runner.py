@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from osp_cli.errors import OspError, RuntimeFailureError, UnreadableMediaError, WontFitError
+from osp_cli.errors import OspError, RuntimeFailureError, WontFitError
 from osp_cli.events import (
     Done,
     Event,
@@ -27,17 +24,9 @@ from osp_cli.events import (
     StageStarted,
     StepDone,
 )
-from osp_cli.media.files import check_free_space
-from osp_cli.media.image import (
-    LoadedImage,
-    choose_bucket,
-    cover_resize_crop,
-    decode_image,
-    load_image,
-)
 from osp_cli.media.sheet import contact_sheet, save_sheet
-from osp_cli.media.sinks import check_output, open_sink
-from osp_cli.outputs import STDOUT, latents_path, preview_path
+from osp_cli.media.sinks import open_sink
+from osp_cli.outputs import STDOUT, preview_path
 from osp_cli.pipelines.flash_i2v import (
     FlashI2VPipeline,
     Sampling,
@@ -45,14 +34,12 @@ from osp_cli.pipelines.flash_i2v import (
     decode_frames,
     decode_glimpse,
 )
-from osp_cli.plan import Plan
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.caching import step_cache_config
-from osp_cli.runtime.devices import available_memory, measured_speed, resolve_device
-from osp_cli.runtime.freezing import Frozen, freeze, thaw
+from osp_cli.runtime.devices import resolve_device
+from osp_cli.runtime.freezing import freeze
 from osp_cli.runtime.models import Models
-from osp_cli.runtime.planner import check_fits, make_plan, with_time
-from osp_cli.runtime.replay import differences, same_clip, unfinished_work
+from osp_cli.runtime.settling import Clip, settle
 from osp_cli.stopping import StopSignal
 
 # A preview is drawn about so many times while a clip is sampled.
@@ -117,30 +104,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """One clip, settled: what is known before anything is loaded.
-
-    Attributes:
-        request: what was asked.
-        plan: what will be computed.
-        recipe: what its files will say.
-        image: the first frame at the clip's size; None for text to video, or where only decoding
-            is left.
-        frozen: from where it goes on; None where it begins with noise.
-        weights: the folder of the weights.
-    """
-
-    request: GenerateRequest
-    plan: Plan
-    recipe: dict[str, Any]
-    image: Image.Image | None
-    frozen: Frozen | None
-    weights: Path
-
-
 def _run(request: GenerateRequest, stop: StopSignal, models: Models) -> Iterator[Event]:
-    check_output(request.output, overwrite=request.overwrite, fps=request.fps)
     clip, notices = settle(request)
     yield Planned(clip.plan)
     yield from map(Notice, notices)
@@ -154,81 +118,6 @@ def _run(request: GenerateRequest, stop: StopSignal, models: Models) -> Iterator
     with _keeping(kept, stop), _explained(request):
         yield from _finish(clip, models.vae, latents)
     _discard(kept, clip)
-
-
-def preview_plan(request: GenerateRequest) -> tuple[Planned, list[str]]:
-    """What a run would do and how long sampling would take, without reading any weights.
-
-    Raises:
-        OspError: as `run` would before it begins.
-    """
-    check_output(request.output, overwrite=request.overwrite, fps=request.fps)
-    clip, notices = settle(request)
-    device = torch.device(clip.plan.device)
-    speed = measured_speed(device, getattr(torch, clip.plan.dtype))
-    return Planned(with_time(clip.plan, speed)), notices
-
-
-def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
-    """Everything about a clip that is known before weights are read, and what to tell of it.
-
-    Raises:
-        OspError: it cannot be made here.
-    """
-    spec = request.spec
-    weights = spec.weights_dir()
-    frozen = thaw(request.latents) if request.latents is not None else None
-    loaded = _picture(request) if frozen is None else None
-    size = _choose_size(request, loaded)
-    device = resolve_device(request.device)
-    plan = make_plan(request, spec, size=size, device=str(device), weights=weights)
-    check_fits(plan, available_memory(device))
-    if request.output != STDOUT:
-        check_free_space(request.output.parent, plan.disk_bytes, what="the video")
-
-    recipe = _recipe(request, plan, loaded, weights)
-    notices = list(loaded.notices) if loaded is not None else []
-    if loaded is not None:
-        notices += _fit_notices(loaded, size)
-    if request.replayed is not None:
-        notices += differences(request.replayed, recipe, request.replayed_from)
-    if frozen is not None:
-        # Sampled with what its file says; only the dials of the output may have changed since.
-        recipe = {**frozen.recipe, "fps": request.fps}
-    elif (frozen := _unfinished(request, recipe)) is not None:
-        notices.append(f"going on from {frozen.path}, which an earlier run left")
-    image = None
-    if frozen is not None:
-        image = frozen.image
-    elif loaded is not None:
-        image = cover_resize_crop(loaded.image, *size)
-    clip = Clip(
-        request=request, plan=plan, recipe=recipe, image=image, frozen=frozen, weights=weights
-    )
-    return clip, notices
-
-
-def _picture(request: GenerateRequest) -> LoadedImage | None:
-    if request.image_data is not None:
-        return decode_image(request.image_data, name="the picture on stdin")
-    return load_image(request.image) if request.image is not None else None
-
-
-def _unfinished(request: GenerateRequest, recipe: Mapping[str, Any]) -> Frozen | None:
-    """What an interrupted run of the very same clip has left beside the output."""
-    path = latents_path(request.output)
-    if request.output == STDOUT or not path.exists():
-        return None
-    if request.overwrite:
-        # Damaged or of another clip, it may be replaced.
-        with suppress(UnreadableMediaError):
-            frozen = thaw(path)
-            return frozen if same_clip(frozen.recipe, recipe) else None
-        return None
-    frozen = thaw(path)
-    if not same_clip(frozen.recipe, recipe):
-        raise unfinished_work(path)
-    return frozen
 
 
 def sample(
@@ -369,49 +258,3 @@ def _discard(kept: Path, clip: Clip) -> None:
         kept.unlink(missing_ok=True)
     if clip.request.output != STDOUT:
         preview_path(clip.request.output).unlink(missing_ok=True)
-
-
-def _choose_size(request: GenerateRequest, loaded: LoadedImage | None) -> tuple[int, int]:
-    """Asked size, else the card's bucket nearest to the picture, else the card's default."""
-    if request.width is not None and request.height is not None:
-        return request.width, request.height
-    if loaded is None:
-        return request.spec.default_size
-    return choose_bucket(loaded.image.width, loaded.image.height, request.spec.sizes)
-
-
-def _fit_notices(loaded: LoadedImage, size: tuple[int, int]) -> Iterator[str]:
-    """Says what the crop takes away, when it is more than a sliver."""
-    source = loaded.image.width / loaded.image.height
-    target = size[0] / size[1]
-    kept = min(source, target) / max(source, target)
-    if kept < 0.97:
-        sides = "left and right" if source > target else "top and bottom"
-        yield (
-            f"the picture of {loaded.image.width}x{loaded.image.height} fills {size[0]}x{size[1]}, "
-            f"{1 - kept:.0%} of it is cut at {sides}"
-        )
-
-
-def _recipe(
-    request: GenerateRequest, plan: Plan, loaded: LoadedImage | None, weights: Path
-) -> dict[str, object]:
-    """The request's recipe with what only the run knows: settled size and hashes."""
-    return {
-        **request.recipe(),
-        "width": plan.width,
-        "height": plan.height,
-        "dtype": plan.dtype,
-        "image_sha256": None if loaded is None else loaded.sha256,
-        "weights_sha256": weights_hash(weights),
-    }
-
-
-def weights_hash(folder: Path) -> dict[str, str]:
-    """SHA-256 of each weight file by its path below the folder."""
-    hashes = {}
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        hashes[path.relative_to(folder).as_posix()] = digest
-    return hashes

@@ -162,7 +162,8 @@ def recorded_runtime(runner: Runner) -> tuple[dict[str, types.ModuleType], list[
         yield Done(1.0, {})
 
     contents: dict[str, dict[str, object]] = {
-        "runner": {"run": run, "preview_plan": preview_plan},
+        "runner": {"run": run},
+        "settling": {"preview_plan": preview_plan},
         "contact": {"run_contact": run_contact},
         "models": {"Models": object},
         "start_up": {"light_imports": lambda **_: contextlib.nullcontext()},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from osp_cli.errors import WontFitError
 from osp_cli.registry import find_model
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.planner import check_fits, make_plan
+from osp_cli.runtime.planner import check_fits, make_plan, with_time
 
 
 @pytest.fixture
@@ -100,3 +102,56 @@ def test_a_plan_fits_to_the_byte_and_not_below(weights):
     assert "--frames" in refused.value.hint
     with pytest.raises(WontFitError):
         check_fits(plan, plan.expected_peak_bytes - 1)
+
+
+# --- work and disk ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def told(weights):
+    """Weights that say how many numbers they hold: 6 million, in a transformer of two layers."""
+    header = json.dumps({"x": {"dtype": "BF16", "shape": [2000, 3000], "data_offsets": [0, 0]}})
+    file = weights / "transformer" / "a.safetensors"
+    file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    config = {"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2}
+    (weights / "transformer" / "config.json").write_text(json.dumps(config))
+    return weights
+
+
+def test_operations_are_those_of_all_passes(told):
+    one = plan_for(told, num_inference_steps=1, guidance_scale=1.0)
+    # 96 tokens of text and one image token per latent cell of 28 x 16.
+    rows = 96 + 28 * 16
+    tokens = one.num_tokens
+    assert one.operations == 2 * 6_000_000 * tokens + 2 * 4 * 32 * tokens * (tokens + rows)
+    assert plan_for(told, num_inference_steps=3, guidance_scale=1.0).operations == pytest.approx(
+        3 * one.operations
+    )
+    assert plan_for(told, num_inference_steps=1, guidance_scale=5.0).operations == pytest.approx(
+        2 * one.operations
+    )
+
+
+def test_time_is_work_by_speed(told):
+    plan = plan_for(told)
+    slow, fast = with_time(plan, 1e9), with_time(plan, 1e10)
+    assert slow.expected_seconds == pytest.approx(10 * fast.expected_seconds, rel=1e-3)
+    assert plan.expected_seconds is None
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"num_layers": 2}'])
+def test_what_files_do_not_tell_is_not_made_up(told, damage):
+    (told / "transformer" / "config.json").write_text(damage)
+    plan = plan_for(told)
+    assert plan.operations is None
+    assert with_time(plan, 1e9).expected_seconds is None
+
+
+def test_room_is_asked_for_by_the_kind_of_file(weights):
+    def disk(name):
+        return plan_for(weights, output=Path(name)).disk_bytes
+
+    # 49 frames of 448x256 in three bytes a pixel, and latents of 48 channels in four.
+    frames, latents = 3 * 49 * 448 * 256, 4 * 48 * 13 * 28 * 16
+    assert disk("x/%04d.png") > frames + latents
+    assert latents < disk("x.mp4") < disk("x.gif") < disk("x/%04d.png") < 2 * frames

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 
 from osp_cli import __version__
 from osp_cli.errors import (
@@ -44,12 +45,13 @@ from osp_cli.media.recipes import read_recipe
 from osp_cli.media.video import probe_video, read_video
 from osp_cli.models.autoencoder_linear import AutoencoderLinear
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
-from osp_cli.runtime import freezing, runner
+from osp_cli.runtime import freezing, runner, settling
 from osp_cli.runtime.batch import run_batch
 from osp_cli.runtime.contact import run_contact
 from osp_cli.runtime.loading import PARTS, load_parts
 from osp_cli.runtime.replay import refuse_unfinished
-from osp_cli.runtime.runner import run, weights_hash
+from osp_cli.runtime.runner import run
+from osp_cli.runtime.settling import preview_plan
 from osp_cli.stopping import StopSignal
 
 
@@ -227,19 +229,6 @@ def test_the_recipe_knows_neither_place_nor_time_nor_machine(request_for, away, 
     assert not words & {"time", "date", "host", "path", "output", "user", "device"}
 
 
-def test_weights_hash_sees_every_byte_and_nothing_but_weights(tmp_path):
-    for name in ("b/x.safetensors", "a.safetensors", "config.json"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(name.encode())
-    before = weights_hash(tmp_path)
-    assert list(before) == ["a.safetensors", "b/x.safetensors"]
-    (tmp_path / "config.json").write_bytes(b"{}")
-    assert weights_hash(tmp_path) == before
-    (tmp_path / "b" / "x.safetensors").write_bytes(b"b/y.safetensors")
-    assert weights_hash(tmp_path)["a.safetensors"] == before["a.safetensors"]
-    assert weights_hash(tmp_path)["b/x.safetensors"] != before["b/x.safetensors"]
-
-
 # --- how a run may end -----------------------------------------------------------------------
 
 
@@ -409,6 +398,36 @@ def test_what_differs_from_a_recipe_is_named(request_for, picture, own_weights):
     assert told(full_prompt="other words")[0].startswith("style None has other words")
 
 
+def test_weights_that_changed_since_the_latents_were_saved_are_named(
+    request_for, own_weights, monkeypatch
+):
+    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    with pytest.raises(WontFitError):
+        list(run(request_for()))
+    (own_weights / "vae" / "extra.safetensors").write_bytes(save({"x": torch.zeros(1)}))
+    kept = Path("clip.latents.safetensors")
+    frozen = freezing.thaw(kept)
+    _, notices = settling.settle(request_for(image=None, latents=kept))
+    assert notices == [f"the weights of tiny are not those of {kept}: vae/extra.safetensors"]
+    assert frozen.is_sampled
+    # By itself a run does not take up what other weights have left.
+    with pytest.raises(InvalidRequestError, match="unfinished work"):
+        list(run(request_for()))
+
+
+def test_a_dry_run_reads_no_weights(request_for, monkeypatch, loading_is_a_mistake):
+    def read(*_):
+        raise AssertionError("weights are read")
+
+    monkeypatch.setattr("osp_cli.runtime.hashes._read", read)
+    planned, notices = preview_plan(request_for())
+    assert notices == []
+    assert planned.plan.expected_seconds > 0
+    assert planned.plan.operations > 1e6
+    with pytest.raises(AssertionError, match="weights are read"):
+        next(run(request_for()))
+
+
 def test_a_preview_is_drawn_while_sampling_and_goes_with_the_clip(request_for, away, monkeypatch):
     sizes = []
     for event in run(request_for(preview="latent", num_inference_steps=8, num_frames=17)):
@@ -480,7 +499,7 @@ def test_a_closed_run_frees_its_models(request_for):
 def test_what_cannot_fit_is_refused_before_loading(
     request_for, away, monkeypatch, loading_is_a_mistake
 ):
-    monkeypatch.setattr(runner, "available_memory", lambda device: 1_000_000)
+    monkeypatch.setattr(settling, "available_memory", lambda device: 1_000_000)
     with pytest.raises(WontFitError, match=r"tiny needs about .* on cpu, 0\.0 GB are free") as no:
         list(run(request_for()))
     assert no.value.exit_code == 4

@@ -1,0 +1,198 @@
+"""From a request to a clip that can be made: everything that is known before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from osp_cli.errors import UnreadableMediaError
+from osp_cli.events import Planned
+from osp_cli.media.files import check_free_space
+from osp_cli.media.image import (
+    LoadedImage,
+    choose_bucket,
+    cover_resize_crop,
+    decode_image,
+    load_image,
+)
+from osp_cli.media.sinks import check_output
+from osp_cli.outputs import STDOUT, latents_path
+from osp_cli.plan import Plan
+from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.devices import available_memory, measured_speed, resolve_device
+from osp_cli.runtime.freezing import Frozen, thaw
+from osp_cli.runtime.hashes import weights_hash
+from osp_cli.runtime.planner import check_fits, make_plan, with_time
+from osp_cli.runtime.replay import differences, same_clip, unfinished_work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """One clip, settled: what is known before anything is loaded.
+
+    Attributes:
+        request: what was asked.
+        plan: what will be computed.
+        recipe: what its files will say.
+        image: the first frame at the clip's size; None for text to video, or where only decoding
+            is left.
+        frozen: from where it goes on; None where it begins with noise.
+        weights: the folder of the weights.
+    """
+
+    request: GenerateRequest
+    plan: Plan
+    recipe: dict[str, Any]
+    image: Image.Image | None
+    frozen: Frozen | None
+    weights: Path
+
+
+def preview_plan(request: GenerateRequest) -> tuple[Planned, list[str]]:
+    """What a run would do and how long sampling would take, without reading any weights.
+
+    Raises:
+        OspError: as `run` would before it begins.
+    """
+    prepared = _prepare(request)
+    device = torch.device(prepared.plan.device)
+    speed = measured_speed(device, getattr(torch, prepared.plan.dtype))
+    return Planned(with_time(prepared.plan, speed)), prepared.notices
+
+
+def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
+    """Everything about a clip that is known before it is begun, and what to tell of it.
+
+    Raises:
+        OspError: it cannot be made here.
+    """
+    prepared = _prepare(request)
+    plan, loaded, frozen, notices = (
+        *(prepared.plan, prepared.loaded, prepared.frozen, prepared.notices),
+    )
+    recipe = _recipe(request, plan, loaded, prepared.weights)
+    if frozen is not None:
+        # Its picture is in it; the weights may have changed since it was saved.
+        now = {**recipe, "image_sha256": frozen.recipe.get("image_sha256")}
+        notices = [*notices, *differences(frozen.recipe, now, str(frozen.path))]
+        # Sampled with what its file says; only the dials of the output may have changed since.
+        recipe = {**frozen.recipe, "fps": request.fps}
+    else:
+        if request.replayed is not None:
+            notices = [*notices, *differences(request.replayed, recipe, request.replayed_from)]
+        frozen = _unfinished(request, recipe)
+        if frozen is not None:
+            notices = [*notices, f"going on from {frozen.path}, which an earlier run left"]
+    image = None
+    if frozen is not None:
+        image = frozen.image
+    elif loaded is not None:
+        image = cover_resize_crop(loaded.image, plan.width, plan.height)
+    clip = Clip(
+        request=request,
+        plan=plan,
+        recipe=recipe,
+        image=image,
+        frozen=frozen,
+        weights=prepared.weights,
+    )
+    return clip, notices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """What is known without reading weights, be it for their hashes.
+
+    Attributes:
+        plan: what will be computed.
+        loaded: the picture; None for text to video, and where latents hold it.
+        frozen: the latents that the user named.
+        weights: their folder.
+        notices: sentences about what was done to the picture.
+    """
+
+    plan: Plan
+    loaded: LoadedImage | None
+    frozen: Frozen | None
+    weights: Path
+    notices: list[str]
+
+
+def _prepare(request: GenerateRequest) -> _Prepared:
+    check_output(request.output, overwrite=request.overwrite, fps=request.fps)
+    weights = request.spec.weights_dir()
+    frozen = thaw(request.latents) if request.latents is not None else None
+    loaded = _picture(request) if frozen is None else None
+    size = _choose_size(request, loaded)
+    device = resolve_device(request.device)
+    plan = make_plan(request, request.spec, size=size, device=str(device), weights=weights)
+    check_fits(plan, available_memory(device))
+    if request.output != STDOUT:
+        check_free_space(request.output.parent, plan.disk_bytes, what="the video")
+    notices = [] if loaded is None else [*loaded.notices, *_fit_notices(loaded, size)]
+    return _Prepared(plan=plan, loaded=loaded, frozen=frozen, weights=weights, notices=notices)
+
+
+def _picture(request: GenerateRequest) -> LoadedImage | None:
+    if request.image_data is not None:
+        return decode_image(request.image_data, name="the picture on stdin")
+    return load_image(request.image) if request.image is not None else None
+
+
+def _unfinished(request: GenerateRequest, recipe: Mapping[str, Any]) -> Frozen | None:
+    """What an interrupted run of the very same clip has left beside the output."""
+    path = latents_path(request.output)
+    if request.output == STDOUT or not path.exists():
+        return None
+    if request.overwrite:
+        # Damaged or of another clip, it may be replaced.
+        with suppress(UnreadableMediaError):
+            frozen = thaw(path)
+            return frozen if same_clip(frozen.recipe, recipe) else None
+        return None
+    frozen = thaw(path)
+    if not same_clip(frozen.recipe, recipe):
+        raise unfinished_work(path)
+    return frozen
+
+
+def _choose_size(request: GenerateRequest, loaded: LoadedImage | None) -> tuple[int, int]:
+    """Asked size, else the card's bucket nearest to the picture, else the card's default."""
+    if request.width is not None and request.height is not None:
+        return request.width, request.height
+    if loaded is None:
+        return request.spec.default_size
+    return choose_bucket(loaded.image.width, loaded.image.height, request.spec.sizes)
+
+
+def _fit_notices(loaded: LoadedImage, size: tuple[int, int]) -> Iterator[str]:
+    """Says what the crop takes away, when it is more than a sliver."""
+    source = loaded.image.width / loaded.image.height
+    target = size[0] / size[1]
+    kept = min(source, target) / max(source, target)
+    if kept < 0.97:
+        sides = "left and right" if source > target else "top and bottom"
+        yield (
+            f"the picture of {loaded.image.width}x{loaded.image.height} fills {size[0]}x{size[1]}, "
+            f"{1 - kept:.0%} of it is cut at {sides}"
+        )
+
+
+def _recipe(
+    request: GenerateRequest, plan: Plan, loaded: LoadedImage | None, weights: Path
+) -> dict[str, object]:
+    """The request's recipe with what only the run knows: settled size and hashes."""
+    return {
+        **request.recipe(),
+        "width": plan.width,
+        "height": plan.height,
+        "dtype": plan.dtype,
+        "image_sha256": None if loaded is None else loaded.sha256,
+        "weights_sha256": weights_hash(weights),
+    }
