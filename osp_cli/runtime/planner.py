@@ -129,7 +129,7 @@ def with_time(plan: Plan, operations_per_second: float) -> Plan:
         return plan
     # Measured on osp-mini, the passes reach this share of what one large product reaches.
     seconds = plan.operations / (operations_per_second * _EFFICIENCY)
-    return replace(plan, expected_seconds=round(seconds, 3))
+    return replace(plan, expected_seconds=float(f"{seconds:.3g}"))
 
 
 def check_fits(plan: Plan, available_bytes: int) -> None:
