@@ -65,6 +65,7 @@ def run_contact(
     sheet = contact_sheet(rows, title=requests[0].prompt)
     save_sheet(sheet, path, overwrite=requests[0].overwrite)
     yield Saved(path, path.stat().st_size)
+    yield Notice("the same command with --pick SEED in place of --preview contact finishes one")
     yield Done(time.perf_counter() - started, {})
 
 
