@@ -192,3 +192,25 @@ def test_stages_of_the_json_stream_end_with_an_error(osp):
     assert [event["type"] for event in events[-3:]] == ["latents", "stage", "error"]
     assert events[-1]["exit_code"] == 143
     assert events[-1]["kept"] == ["clip.latents.safetensors"]
+
+
+@pytest.mark.parametrize("number", [INT, TERM, KILL], ids=lambda number: number.name)
+def test_stopped_while_libraries_are_imported(tmp_path, number):
+    Image.new("RGB", (64, 48)).save(tmp_path / "cat.png")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "osp_cli", "generate", "cat.png", "zoom in", "-o", "clip.mp4"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OSP_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The first word is said before torch is asked for.
+    assert process.stderr.readline() == "load\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == CODES[number]
+    assert out == ""
+    assert {path.name for path in tmp_path.iterdir()} == {"cat.png"}
+    if number != KILL:
+        assert err == "error: interrupted, no video was saved\n"

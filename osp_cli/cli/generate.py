@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -245,43 +246,67 @@ def _run(asked: Asked, started: float, *, as_json: bool, quiet: bool, verbose: b
     from osp_cli.stopping import StopSignal
 
     display: Display | None = open_display(quiet=quiet, verbose=verbose, as_json=as_json)
+    left = _Left()
     with StopSignal(talk=not quiet).installed() as stop:
-        events = _events(asked, started, stop)
-        if display is None:
-            listen(events, None, as_json=as_json)
-            return
-        with display:
-            if verbose:
-                for name, setting in asked.settings.items():
-                    display.line(f"{name} = {dial_text(name, setting)} ({setting.origin})")
-            display.begin("load")
-            listen(events, display, as_json=as_json)
+        try:
+            with display or contextlib.nullcontext():
+                if display is not None and verbose:
+                    for name, setting in asked.settings.items():
+                        display.line(f"{name} = {dial_text(name, setting)} ({setting.origin})")
+                if display is not None:
+                    display.begin("load")
+                listen(_events(asked, started, stop, left), display, as_json=as_json)
+        except BrokenPipeError as error:
+            raise console.StdoutClosedError from error
+        # A signal may strike anywhere in here, also while an event is being shown.
+        except KeyboardInterrupt as error:
+            raise stop.error(f"interrupted, {left.told()}", kept=left.kept) from error
+        except InterruptedRunError as error:
+            raise type(error)(f"{error.message}, {left.told()}", kept=error.kept) from error
 
 
-def _events(asked: Asked, started: float, stop: StopSignal) -> Iterator[Event]:
+class _Left:
+    """What a run would leave behind if it ended now.
+
+    Attributes:
+        saved: videos that are whole.
+        kept: latents of the one that is not.
+    """
+
+    def __init__(self) -> None:
+        self.saved: list[Path] = []
+        self.kept: tuple[Path, ...] = ()
+
+    def told(self) -> str:
+        """The videos, in words."""
+        if not self.saved:
+            return "no video was saved"
+        if len(self.saved) > 3:
+            return f"{len(self.saved)} videos were saved"
+        return (
+            f"{', '.join(map(str, self.saved))} {'was' if len(self.saved) == 1 else 'were'} saved"
+        )
+
+
+def _events(asked: Asked, started: float, stop: StopSignal, left: _Left) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
-    from osp_cli.events import Done, Notice, Saved
+    from osp_cli.events import Done, LatentsSaved, Notice, Saved
     from osp_cli.runtime.start_up import light_imports
 
     yield from (Notice(message) for message in asked.notices)
-    saved: list[Path] = []
-    try:
-        with light_imports(for_good=True):
-            run = _runner(asked, stop)  # torch starts here
-        imported = time.monotonic() - started
-        for event in run:
-            match event:
-                case Saved(path):
-                    saved.append(path)
-                case Done(seconds, timings, skipped):
-                    event = Done(seconds + imported, {"imports": imported, **timings}, skipped)
-            yield event
-    except BrokenPipeError as error:
-        raise console.StdoutClosedError from error
-    except KeyboardInterrupt as error:
-        raise stop.error(f"interrupted, {_told(saved)}") from error
-    except InterruptedRunError as error:
-        raise type(error)(f"{error.message}, {_told(saved)}", kept=error.kept) from error
+    with light_imports(for_good=True):
+        run = _runner(asked, stop)  # torch starts here
+    imported = time.monotonic() - started
+    for event in run:
+        match event:
+            case LatentsSaved(path):
+                left.kept = (path,)
+            case Saved(path):
+                left.saved.append(path)
+                left.kept = ()
+            case Done(seconds, timings, skipped):
+                event = Done(seconds + imported, {"imports": imported, **timings}, skipped)
+        yield event
 
 
 def _runner(asked: Asked, stop: StopSignal) -> Iterator[Event]:
@@ -298,12 +323,3 @@ def _runner(asked: Asked, stop: StopSignal) -> Iterator[Event]:
     from osp_cli.runtime.runner import run
 
     return run(requests[0], stop=stop)
-
-
-def _told(saved: Sequence[Path]) -> str:
-    """What an interrupted run leaves whole."""
-    if not saved:
-        return "no video was saved"
-    if len(saved) > 3:
-        return f"{len(saved)} videos were saved"
-    return f"{', '.join(map(str, saved))} {'was' if len(saved) == 1 else 'were'} saved"
