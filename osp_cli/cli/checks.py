@@ -433,9 +433,12 @@ def _check_start() -> Iterator[Finding]:
     import time
 
     started = time.monotonic()
-    # Everything that a run imports, whether or not it is asked for anything.
-    for name in ("osp_cli.runtime.runner", "osp_cli.runtime.loading"):
-        importlib.import_module(name)
+    # As a run does, and everything that it imports before it loads a model.
+    from osp_cli.runtime.start_up import light_imports
+
+    with light_imports(for_good=True):
+        for name in ("osp_cli.runtime.runner", "osp_cli.runtime.loading"):
+            importlib.import_module(name)
     seconds = time.monotonic() - started
     values = {"seconds": round(seconds, 3)}
     yield Finding("start", "ok", f"the libraries load in {seconds:.1f} s", None, values)
