@@ -20,6 +20,7 @@ from osp_cli.events import (
     Notice,
     Planned,
     Preview,
+    Saved,
     StageFinished,
     StageStarted,
     StepDone,
@@ -116,8 +117,12 @@ def _run(request: GenerateRequest, stop: StopSignal, models: Models) -> Iterator
         sampling, kept = yield from sample(clip, models.pipeline, stop)
         latents = sampling.latents
     with _keeping(kept, stop), _explained(request):
-        yield from _finish(clip, models.vae, latents)
-    _discard(kept, clip)
+        saved = yield from _finish(clip, models.vae, latents)
+    try:
+        yield saved
+    finally:
+        # Also when nobody listens any more.
+        _discard(kept, clip)
 
 
 def sample(
@@ -231,8 +236,8 @@ def _keeping(kept: Path, stop: StopSignal) -> Iterator[None]:
         ) from error
 
 
-def _finish(clip: Clip, vae: Any, latents: torch.Tensor) -> Iterator[Event]:
-    """From latents to the file under its final name."""
+def _finish(clip: Clip, vae: Any, latents: torch.Tensor) -> Generator[Event, None, Saved]:
+    """From latents to the file under its final name; returns the event that tells of it."""
     request = clip.request
     yield StageStarted("decode")
     started = time.perf_counter()
@@ -249,7 +254,7 @@ def _finish(clip: Clip, vae: Any, latents: torch.Tensor) -> Iterator[Event]:
     )
     saved = sink.write(frames)
     yield StageFinished("encode", time.perf_counter() - started)
-    yield saved
+    return saved
 
 
 def _discard(kept: Path, clip: Clip) -> None:

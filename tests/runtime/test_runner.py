@@ -241,6 +241,14 @@ def loading_is_a_mistake(monkeypatch):
     monkeypatch.setattr("osp_cli.runtime.models.load_parts", refused)
 
 
+def test_closing_after_the_clip_is_saved_tidies_up(request_for, away):
+    events = run(request_for())
+    while not isinstance(next(events), Saved):
+        pass
+    events.close()
+    assert left(away) == ["cat.png", "clip.mp4", "clip.mp4.json"]
+
+
 @pytest.fixture
 def loading_is_told(monkeypatch):
     """Names of the parts that are loaded."""
