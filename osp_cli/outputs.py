@@ -28,7 +28,7 @@ def expand_output(
     prompt: str,
     style: str | None,
     seed: int,
-    number: str = "1",
+    number: str = "",
 ) -> Path:
     """Fill `{name}`, `{style}`, `{seed}` and `{n}`, the number in a batch, in a path.
 
@@ -43,13 +43,13 @@ def expand_output(
     if template == str(STDOUT):
         return STDOUT
     # Unlike the method of paths, this takes any text for a name.
-    if template.endswith(("/", os.sep)) or os.path.isdir(template):  # noqa: PTH112
-        template = str(Path(template) / OUTPUT_TEMPLATE)
+    if names_folder(template) or os.path.isdir(template):  # noqa: PTH112
+        template = str(Path(template) / (BATCH_TEMPLATE if number else OUTPUT_TEMPLATE))
     fields = {
         "name": _name_of(image, prompt),
         "style": style or "",
         "seed": str(seed),
-        "n": number,
+        "n": number or "1",
     }
 
     def fill(match: re.Match[str]) -> str:
@@ -67,6 +67,11 @@ def expand_output(
         return re.sub(r"\{([^{}]*)\}", fill, part)
 
     return Path(*filter(None, map(fill_part, Path(template).parts)))
+
+
+def names_folder(template: str) -> bool:
+    """Whether an output says by the separator at its end that it is a folder."""
+    return template.endswith(("/", os.sep))
 
 
 def check_output_name(output: Path) -> None:

@@ -58,6 +58,8 @@ class GenerateRequest:
         preview: `latent` keeps a picture of the estimate beside the output while sampling,
             `contact` stops after a few steps and shows only that picture.
         latents: a file of latents to go on from, instead of from noise.
+        makes_folder: the output's folder was asked for by its name alone, as in `-o videos/`; it is
+            made where it is missing.
         place: the line of a batch that asks for it, for messages.
         replayed: the recipe that is made again, to compare its hashes with today's.
         replayed_from: what to call that recipe.
@@ -92,6 +94,7 @@ class GenerateRequest:
     metadata: bool = True
     preview: str = "none"
     latents: Path | None = None
+    makes_folder: bool = False
     place: str = ""
     replayed: Mapping[str, Any] | None = field(default=None, repr=False)
     replayed_from: str = ""

@@ -26,7 +26,7 @@ from osp_cli.dials import (
     step_cache,
 )
 from osp_cli.errors import InvalidRequestError
-from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path
+from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path, names_folder
 from osp_cli.registry import ModelSpec, StylePreset, find_model, find_style
 from osp_cli.requests import GenerateRequest, check_fps, round_up_frames
 
@@ -119,7 +119,7 @@ class Source:
     latents: Path | None = None
     replayed: Mapping[str, Any] | None = None
     replayed_from: str = ""
-    number: str = "1"
+    number: str = ""
     place: str = ""
 
 
@@ -351,6 +351,7 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
             seed=seed,
             overwrite=source.overwrite,
             latents=source.latents,
+            makes_folder=names_folder(template),
             place=source.place,
             replayed=source.replayed,
             replayed_from=source.replayed_from,

@@ -137,7 +137,7 @@ def test_recipe_covers_every_field_that_changes_the_video(field):
         # text_only shows as an absent picture, and the bytes of one as its hash, which the run
         # adds; the rest is not about the video but about where it is made and put, or of what.
         apart = {"text_only", "image_data", "output", "device", "overwrite", "metadata", "preview"}
-        apart |= {"place"}
+        apart |= {"place", "makes_folder"}
         assert field in apart | {"latents", "replayed", "replayed_from"}
         return
     assert changed.recipe() != request().recipe()

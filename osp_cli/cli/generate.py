@@ -125,7 +125,7 @@ def generate(
         return
     asked = gather(call)
     _refuse_streams(asked, as_json=as_json)
-    asked = _refuse_early(asked)
+    asked = _refuse_early(asked, dry_run=dry_run)
     if dry_run:
         _show_plans(asked, as_json=as_json)
         return
@@ -166,7 +166,7 @@ def _refuse_streams(asked: Asked, *, as_json: bool) -> None:
         )
 
 
-def _refuse_early(asked: Asked) -> Asked:
+def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
     """Refuse what can be refused before torch is imported, a matter of seconds.
 
     Raises:
@@ -174,7 +174,10 @@ def _refuse_early(asked: Asked) -> Asked:
     """
     from dataclasses import replace
 
-    checked = [item if isinstance(item, OspError) else _checked(item) for item in asked.items]
+    checked = [
+        item if isinstance(item, OspError) else _checked(item, dry_run=dry_run)
+        for item in asked.items
+    ]
     errors = [item for item in checked if isinstance(item, OspError)]
     # A sheet of seeds is one picture: all of them or none.
     if errors and (len(errors) == len(checked) or asked.requests[0].preview == "contact"):
@@ -186,7 +189,8 @@ def _refuse_early(asked: Asked) -> Asked:
     return replace(asked, items=checked)
 
 
-def _checked(request: GenerateRequest) -> GenerateRequest | OspError:
+def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | OspError:
+    from osp_cli.media.files import make_folder
     from osp_cli.media.image import decode_image, load_image
     from osp_cli.media.sinks import check_output
     from osp_cli.runtime.replay import refuse_unfinished
@@ -196,9 +200,14 @@ def _checked(request: GenerateRequest) -> GenerateRequest | OspError:
             decode_image(request.image_data, name="the picture on stdin")
         elif request.image is not None:
             load_image(request.image)
-        check_output(request.output, overwrite=request.overwrite, fps=request.fps)
         request.spec.weights_dir()
-        refuse_unfinished(request)
+        folder = request.output.parent
+        if request.makes_folder and not folder.exists():
+            if not dry_run:
+                make_folder(folder)
+        else:
+            check_output(request.output, overwrite=request.overwrite, fps=request.fps)
+            refuse_unfinished(request)
     except OspError as error:
         return error.at(request.place)
     return request

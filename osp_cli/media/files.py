@@ -58,6 +58,23 @@ def check_folder(folder: Path) -> None:
         raise _read_only(folder)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder inside one that is there already.
+
+    Raises:
+        InvalidRequestError: the outer one is missing or read-only.
+        WontFitError: the disk is full.
+    """
+    with explained(folder):
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileNotFoundError:
+            raise InvalidRequestError(
+                f"the folder {folder.parent} does not exist",
+                hint=f"create it: mkdir -p '{folder}'",
+            ) from None
+
+
 @contextlib.contextmanager
 def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well.

@@ -125,7 +125,9 @@ class _Prepared:
 
 
 def _prepare(request: GenerateRequest) -> _Prepared:
-    check_output(request.output, overwrite=request.overwrite, fps=request.fps)
+    # A plan alone does not make the folder that a run would.
+    if not request.makes_folder or request.output.parent.exists():
+        check_output(request.output, overwrite=request.overwrite, fps=request.fps)
     weights = request.spec.weights_dir()
     frozen = thaw(request.latents) if request.latents is not None else None
     loaded = _picture(request) if frozen is None else None

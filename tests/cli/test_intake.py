@@ -440,3 +440,31 @@ def test_notices_tell_their_line(away):
 def test_a_stored_contact_sheet_is_no_batch_either(away):
     made = batch("a", stored=[Layer("OSP_PREVIEW", {"preview": "contact"})])
     assert isinstance(made.items[0], InvalidRequestError)
+
+
+def test_a_folder_named_as_one_is_made(osp, picture, requests):
+    outcome = osp("generate", "cat.png", "x", "--seed", "3", "-o", "videos/")
+    assert (outcome.code, outcome.out) == (0, f"{Path('videos/cat-3.mp4')}\n")
+    assert Path("videos/cat-3.mp4").read_bytes() == b"clip"
+
+
+def test_a_folder_is_made_by_a_run_alone(osp, picture, requests):
+    assert osp("generate", "cat.png", "x", "-o", "videos/", "--dry-run").code == 0
+    assert osp("generate", "no.png", "x", "-o", "videos/").code == 2
+    assert osp("generate", "cat.png", "x", "-o", "videos/cat.mp4").code == 2
+    outcome = osp("generate", "cat.png", "x", "-o", "no/videos/")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: the folder no does not exist\nhint: create it: mkdir -p 'no/videos'\n",
+    )
+    assert not Path("videos").exists()
+    assert not Path("no").exists()
+
+
+def test_lines_of_a_batch_have_names_of_their_own_in_a_folder(osp, picture, requests):
+    Path("jobs.txt").write_text("a cat\na dog\n")
+    assert osp("generate", "cat.png", "-F", "jobs.txt", "--seed", "7", "-o", "videos/").code == 0
+    assert [request.output for request in requests] == [
+        Path("videos/cat-1-7.mp4"),
+        Path("videos/cat-2-7.mp4"),
+    ]
