@@ -145,6 +145,7 @@ def _flags(text: str, place: str) -> dict[str, object]:
                 f"{place}: {word!r} stands behind a value", hint="put quotes around values"
             )
         name, given, value = word[2:].partition("=")
+        _known(name, place)
         if not given:
             found = next(remaining, None)
             if found is None:
@@ -202,6 +203,11 @@ def _table_rows(text: str, called: str) -> _Rows:
 def _checked_names(row: Iterable[str], place: str) -> list[str]:
     """The names of the columns; all of them must be known, or every line would be wrong."""
     names = [cell.strip() for cell in row]
+    if len(names) == 1 and ";" in names[0]:
+        raise InvalidRequestError(
+            f"{place}: fields are separated by commas, not by semicolons",
+            hint="save the table as CSV with commas",
+        )
     for name in names:
         _known(name, place)
     return names

@@ -88,7 +88,8 @@ def check_output_name(output: Path) -> None:
     if extension not in OUTPUT_EXTENSIONS:
         if extension or not output.name:
             got = f"ends in {extension!r}"
-            hint = f"--output {output.with_suffix('.mp4') if output.name else 'clip.mp4'}"
+            suffix = ".png" if "%" in output.name else ".mp4"
+            hint = f"--output {output.with_suffix(suffix) if output.name else 'clip.mp4'}"
         else:
             got = "has no extension"
             hint = f"--output {output}.mp4, or --output {output}/ in a folder"

@@ -161,7 +161,8 @@ class GenerateRequest:
         if self.image is None and not self.text_only and self.latents is None:
             raise InvalidRequestError(
                 "a picture is missing",
-                hint='osp generate photo.jpg "the camera pans left", or --text PROMPT alone',
+                hint='osp generate photo.jpg "the camera pans left"'
+                + (", or --text PROMPT alone" if spec.text_to_video else ""),
             )
         if self.image is not None and self.text_only:
             raise InvalidRequestError(

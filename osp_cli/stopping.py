@@ -77,5 +77,6 @@ class StopSignal:
             raise KeyboardInterrupt
         if self._talk:
             # Not through Python's streams, in the middle of whose work this may be.
+            again = b"Ctrl-C again" if signum == signal.SIGINT else b"another signal"
             with contextlib.suppress(OSError):
-                os.write(2, b"\nfinishing this step; Ctrl-C again stops without saving it\n")
+                os.write(2, b"\nfinishing this step; " + again + b" stops without saving it\n")

@@ -100,7 +100,6 @@ class Display:
                 self.rest()
             case events.ItemStarted(item, num_items, output):
                 self.rest()
-                self._stage = ""
                 self.line(f"video {item} of {num_items}: {output}")
             case events.Failed(message, hint, _, kept):
                 self.rest()
@@ -199,14 +198,25 @@ def listen(run: Iterator[events.Event], display: Display | None, *, as_json: boo
         for event in run:
             if display is not None:
                 display.show(event)
+            elif isinstance(event, events.Failed):
+                # Quiet is not deaf: which one failed, and why, is told in any case.
+                console.say_error(event.message, event.hint)
             if as_json:
                 console.write_json(event.as_json())
             elif isinstance(event, events.Saved) and event.path != STDOUT:
-                console.write_line(str(event.path))
+                _write_path(event.path)
     finally:
         close: Callable[[], None] | None = getattr(run, "close", None)
         if close is not None:
             close()
+
+
+def _write_path(path: Path) -> None:
+    """Tell a result. That nobody reads the list any more is no reason to stop making videos."""
+    try:
+        console.write_line(str(path))
+    except console.StdoutClosedError:
+        console.discard_stdout()
 
 
 def open_display(*, quiet: bool, verbose: bool, as_json: bool) -> Display | None:

@@ -18,7 +18,7 @@ from osp_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from osp_cli.cli.display import Display
     from osp_cli.cli.intake import Asked, Call
@@ -126,8 +126,12 @@ def generate(
     asked = gather(call)
     _refuse_streams(asked, as_json=as_json)
     asked = _refuse_early(asked, dry_run=dry_run)
+    if not asked.items:
+        for notice in () if quiet else asked.notices:
+            console.say(f"note: {notice}")
+        return
     if dry_run:
-        _show_plans(asked, as_json=as_json)
+        _show_plans(asked, as_json=as_json, quiet=quiet)
         return
     _run(asked, started, as_json=as_json, quiet=quiet, verbose=verbose)
 
@@ -174,9 +178,11 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
     """
     from dataclasses import replace
 
+    done = [item for item in asked.requests if asked.is_batch and _is_done(item)]
     checked = [
         item if isinstance(item, OspError) else _checked(item, dry_run=dry_run)
         for item in asked.items
+        if item not in done
     ]
     errors = [item for item in checked if isinstance(item, OspError)]
     # A sheet of seeds is one picture: all of them or none.
@@ -186,7 +192,26 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
                 console.say_error(error.message, error.hint)
             raise type(errors[0])(f"none of {len(checked)} videos can be made")
         raise errors[0]
-    return replace(asked, items=checked)
+    skipped = tuple(f"{item.output} is there already, made by the same settings" for item in done)
+    return replace(asked, items=checked, notices=(*asked.notices, *skipped))
+
+
+def _is_done(request: GenerateRequest) -> bool:
+    """Whether an earlier run of the batch has made this very video."""
+    from osp_cli.media.recipes import read_recipe
+    from osp_cli.runtime.replay import made_by, same_picture
+
+    if request.overwrite or request.preview == "contact" or not request.output.exists():
+        return False
+    try:
+        recipe = read_recipe(request.output) or {}
+        return (
+            made_by(recipe, request)
+            and recipe.get("fps") == request.fps
+            and same_picture(recipe, request)
+        )
+    except OspError:
+        return False
 
 
 def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | OspError:
@@ -213,7 +238,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
     return request
 
 
-def _show_plans(asked: Asked, *, as_json: bool) -> None:
+def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     """What `--dry-run` does: plans, and nothing loaded."""
     from osp_cli.cli.showing import show_plan
     from osp_cli.runtime.start_up import light_imports
@@ -221,8 +246,11 @@ def _show_plans(asked: Asked, *, as_json: bool) -> None:
     with light_imports():
         from osp_cli.runtime.settling import preview_plan
 
-    for notice in asked.notices:
-        console.say(f"note: {notice}")
+    def say_notices(notices: Iterable[str]) -> None:
+        for notice in () if quiet else notices:
+            console.say(f"note: {notice}")
+
+    say_notices(asked.notices)
     errors: list[OspError] = []
     for number, item in enumerate(asked.items):
         try:
@@ -235,8 +263,7 @@ def _show_plans(asked: Asked, *, as_json: bool) -> None:
             console.say_error(error.message, error.hint)
             errors.append(error)
             continue
-        for notice in notices:
-            console.say(f"note: {notice}")
+        say_notices(notices)
         if as_json:
             console.write_json(planned.as_json())
             continue

@@ -6,7 +6,9 @@ all of it ends in requests, or in the errors that stand in for those of a batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +17,7 @@ from typing import Any
 
 from osp_cli.batch import MAX_JOBS, Job, kind_of, read_file, read_jobs
 from osp_cli.config import Layer
-from osp_cli.dials import DIALS, Seeds
+from osp_cli.dials import DIALS, Seeds, prompt_text
 from osp_cli.errors import InvalidRequestError, OspError
 from osp_cli.outputs import BATCH_TEMPLATE, LATENTS_SUFFIX, STDOUT, latents_path, output_of_latents
 from osp_cli.requests import STDIN, GenerateRequest
@@ -83,10 +85,52 @@ def gather(call: Call) -> Asked:
     call = _read_stdin_of(call)
     if call.batch_file is not None:
         return _gather_batch(call)
-    settled = _settle_one(call)
+    settled = _settle_one(_resumed(_prompt_alone(call)))
     return Asked(
         list(settled.requests), settled.settings, settled.notices, len(settled.requests) > 1
     )
+
+
+def _prompt_alone(call: Call) -> Call:
+    """The call, with a lone text beside `--from` as its prompt: the recipe has the picture."""
+    text = call.image
+    if call.recipe_file is None or text is None or call.prompt is not None:
+        return call
+    # Unlike the method of paths, this takes any text for a name. What looks like a file is one,
+    # so that it is missed by its name and not painted by it.
+    looks_like_a_file = re.fullmatch(r"\S*\.\w{1,5}", text)
+    if text == "-" or looks_like_a_file or os.path.exists(text):  # noqa: PTH110
+        return call
+    return replace(call, image=None, prompt=prompt_text(text))
+
+
+def _resumed(call: Call) -> Call:
+    """The call with the seed of what an interrupted run of the same command has left, if any.
+
+    Without a seed every run draws its own; the one that was begun is as good as any other.
+    """
+    if call.recipe_file is not None or call.pick is not None or call.overwrite:
+        return call
+    if call.flags.get("seed") is not None or call.flags.get("preview") == "contact":
+        return call
+    from osp_cli.media.recipes import read_recipe
+    from osp_cli.runtime.replay import made_by, same_picture
+
+    settled = _settle_one(call)
+    [request, *more] = settled.requests
+    if more or settled.settings["seed"].origin != "random" or request.output == STDOUT:
+        return call
+    for path in sorted(request.output.parent.glob(f"*{LATENTS_SUFFIX}")):
+        with contextlib.suppress(OspError, OSError):
+            recipe = read_recipe(path) or {}
+            seed = recipe.get("seed")
+            if not isinstance(seed, int) or not made_by({**recipe, "seed": request.seed}, request):
+                continue
+            found = replace(call, flags={**call.flags, "seed": Seeds([seed])})
+            there = latents_path(_settle_one(found).request.output) == path
+            if there and same_picture(recipe, request):
+                return found
+    return call
 
 
 def layers_of(call: Call) -> list[Layer]:

@@ -99,7 +99,7 @@ FpsOpt = Annotated[
 StepsOpt = Annotated[
     int | None,
     typer.Option(
-        "--steps", metavar="N", parser=whole_number("--steps"), help="Sampler steps [card's]"
+        "--steps", metavar="N", parser=whole_number("--steps"), help="Sampler steps [the model's]"
     ),
 ]
 CfgOpt = Annotated[
@@ -109,7 +109,7 @@ CfgOpt = Annotated[
         "-g",
         metavar="X",
         parser=number("--cfg"),
-        help="How strongly the prompt leads; 1 is off and twice as fast [card's]",
+        help="How strongly the prompt leads; 1 is off and twice as fast [the model's]",
     ),
 ]
 ShiftOpt = Annotated[
@@ -118,7 +118,7 @@ ShiftOpt = Annotated[
         "--shift",
         metavar="X",
         parser=number("--shift"),
-        help="More means more time on the layout, less on detail [card's]",
+        help="More means more time on the layout, less on detail [the model's]",
     ),
 ]
 CutoffOpt = Annotated[
@@ -132,7 +132,7 @@ CutoffOpt = Annotated[
 ]
 SamplerOpt = Annotated[
     str | None,
-    typer.Option("--sampler", metavar="NAME", help="euler or unipc [card's]"),
+    typer.Option("--sampler", metavar="NAME", help="euler or unipc [the model's]"),
 ]
 SeedOpt = Annotated[
     Seeds | None,
@@ -159,7 +159,7 @@ CacheOpt = Annotated[
         "--cache",
         metavar="KIND[:X]",
         parser=step_cache,
-        help="none, teacache, fbcache or magcache: skip steps that change little [none]",
+        help="none, teacache, fbcache or magcache: skip steps that change little [the model's]",
     ),
 ]
 CacheStartOpt = Annotated[
@@ -168,7 +168,7 @@ CacheStartOpt = Annotated[
         "--cache-start",
         metavar="N",
         parser=whole_number("--cache-start"),
-        help="Steps at the start that teacache and magcache always compute [5]",
+        help="Steps at the start that teacache and magcache always compute [the model's]",
     ),
 ]
 PreviewOpt = Annotated[
@@ -240,7 +240,7 @@ DeviceOpt = Annotated[
 DtypeOpt = Annotated[
     str | None,
     typer.Option(
-        "--dtype", metavar="NAME", parser=dtype, help="bfloat16, float16 or float32 [card's]"
+        "--dtype", metavar="NAME", parser=dtype, help="bfloat16, float16 or float32 [the model's]"
     ),
 ]
 OverwriteOpt = Annotated[

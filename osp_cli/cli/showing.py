@@ -16,8 +16,15 @@ if TYPE_CHECKING:
     from osp_cli.settings import Setting
 
 
+# Origins of values that the user did not choose; cards and styles are others.
+_NOBODYS = ("paper", "default", "random")
+
+
 def show_settings(settings: Mapping[str, Setting], *, as_json: bool) -> None:
-    """Write every dial with its origin: TOML that `--config` takes, or one JSON object."""
+    """Write every dial with its origin: TOML that `--config` takes, or one JSON object.
+
+    What nobody chose is a remark in the TOML, so that the file leaves it to the model that is used.
+    """
     if as_json:
         console.write_json(
             {
@@ -26,12 +33,19 @@ def show_settings(settings: Mapping[str, Setting], *, as_json: bool) -> None:
             }
         )
         return
-    lines = {name: f"{name} = {_toml(_plain(name, setting))}" for name, setting in settings.items()}
-    width = min(48, max(map(len, lines.values())))
+    lines = {name: _line(name, setting) for name, setting in settings.items()}
+    width = min(60, max(map(len, lines.values())))
     for name, setting in settings.items():
-        # TOML has no word for nothing: such a line is a remark.
-        line = lines[name] if _plain(name, setting) is not None else f"# {name} is not set"
-        console.write_line(f"{line:<{width}}  # {setting.origin}")
+        console.write_line(f"{lines[name]:<{width}}  # {setting.origin}")
+
+
+def _line(name: str, setting: Setting) -> str:
+    value = _plain(name, setting)
+    if value is None:
+        return f"# {name} is not set"
+    line = f"{name} = {_toml(value)}"
+    chosen = setting.origin not in _NOBODYS and not setting.origin.startswith(("card ", "style "))
+    return line if chosen else f"# {line}"
 
 
 def show_plan(plan: Plan, request: GenerateRequest) -> None:

@@ -28,8 +28,12 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        here = f"--device {name} is not one of the {count} CUDA devices here"
         raise InvalidRequestError(
-            f"--device {name} is not one of the {torch.cuda.device_count()} CUDA devices here",
+            here
+            if count
+            else f"--device {name}: this machine has no CUDA device that torch can use",
             hint="leave --device out, or use --device cpu",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():

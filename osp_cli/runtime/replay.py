@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from osp_cli.errors import InvalidRequestError
+from osp_cli.media.image import decode_image, load_image
 from osp_cli.media.recipes import read_recipe
 from osp_cli.outputs import STDOUT, latents_path
 from osp_cli.requests import GenerateRequest
@@ -63,14 +64,32 @@ def refuse_unfinished(request: GenerateRequest) -> None:
         return
     if not path.exists():
         return
-    recipe = read_recipe(path) or {}
+    if not made_by(read_recipe(path) or {}, request):
+        raise unfinished_work(path)
+
+
+def made_by(recipe: Mapping[str, Any], request: GenerateRequest) -> bool:
+    """Whether a recipe is this request's, as far as that is known before the run."""
     asked = {
         name: value
         for name, value in request.recipe().items()
         if value is not None and value != "auto"
     }
-    if not same_clip({name: recipe.get(name) for name in asked}, asked):
-        raise unfinished_work(path)
+    return same_clip({name: recipe.get(name) for name in asked}, asked)
+
+
+def same_picture(recipe: Mapping[str, Any], request: GenerateRequest) -> bool:
+    """Whether the request's picture has the contents that a recipe tells.
+
+    Raises:
+        UnreadableMediaError: the picture cannot be read.
+    """
+    digest = None
+    if request.image_data is not None:
+        digest = decode_image(request.image_data, name="the picture on stdin").sha256
+    elif request.image is not None:
+        digest = load_image(request.image).sha256
+    return bool(recipe.get("image_sha256") == digest)
 
 
 def unfinished_work(path: Path) -> InvalidRequestError:

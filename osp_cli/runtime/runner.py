@@ -27,7 +27,7 @@ from osp_cli.events import (
 )
 from osp_cli.media.sheet import contact_sheet, save_sheet
 from osp_cli.media.sinks import open_sink
-from osp_cli.outputs import STDOUT, preview_path
+from osp_cli.outputs import STDOUT, latents_path, preview_path
 from osp_cli.pipelines.flash_i2v import (
     FlashI2VPipeline,
     Sampling,
@@ -258,8 +258,12 @@ def _finish(clip: Clip, vae: Any, latents: torch.Tensor) -> Generator[Event, Non
 
 
 def _discard(kept: Path, clip: Clip) -> None:
-    """The clip is whole: what stood in for it may go, but never a file that the user named."""
-    if kept != clip.request.latents:
+    """The clip is whole: what stood in for it may go.
+
+    Latents that the user made another file of, with `--from A.latents.safetensors -o b.gif`, stay.
+    """
+    output = clip.request.output
+    if kept != clip.request.latents or (output != STDOUT and kept == latents_path(output)):
         kept.unlink(missing_ok=True)
-    if clip.request.output != STDOUT:
-        preview_path(clip.request.output).unlink(missing_ok=True)
+    if output != STDOUT:
+        preview_path(output).unlink(missing_ok=True)

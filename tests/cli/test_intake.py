@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from osp_cli.cli import console
 from osp_cli.cli.intake import Asked, Call, gather
 from osp_cli.config import Layer
 from osp_cli.dials import Seeds, Size
 from osp_cli.errors import InvalidRequestError
+from osp_cli.media.sinks import open_sink
 from osp_cli.requests import GenerateRequest
 from osp_cli.settings import Source, settle_generate
 
@@ -468,3 +472,124 @@ def test_lines_of_a_batch_have_names_of_their_own_in_a_folder(osp, picture, requ
         Path("videos/cat-1-7.mp4"),
         Path("videos/cat-2-7.mp4"),
     ]
+
+
+# --- going on where an earlier run stopped -----------------------------------------------------
+
+
+def leave_latents(away, recipe, seed):
+    """What an interrupted run of `recipe` with that seed leaves."""
+    header = {"__metadata__": {"recipe": json.dumps({**recipe, "seed": seed})}}
+    data = json.dumps(header).encode()
+    path = away / f"cat-{seed}.latents.safetensors"
+    path.write_bytes(len(data).to_bytes(8, "little") + data)
+    return path
+
+
+def recipe_of(request, picture):
+    digest = hashlib.sha256(picture.read_bytes()).hexdigest()
+    return {**request.recipe(), "width": 448, "height": 256, "image_sha256": digest}
+
+
+def test_a_run_without_a_seed_takes_that_of_what_was_begun(osp, away, picture, requests):
+    osp("generate", "cat.png", "x", "--steps", "5")
+    recipe = recipe_of(requests[0], picture)
+    leave_latents(away, recipe, 77)
+    osp("generate", "cat.png", "x", "--steps", "5")
+    assert requests[1].seed == 77
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("cat.png", "y", "--steps", "5"),
+        ("cat.png", "x"),
+        ("cat.png", "x", "--steps", "5", "--seed", "random"),
+        ("cat.png", "x", "--steps", "5", "--seed", "3"),
+        ("cat.png", "x", "--steps", "5", "-y"),
+        ("cat.png", "x", "--steps", "5", "-o", "dog-{seed}.mp4"),
+        ("cat.png", "x", "--steps", "5", "--count", "2"),
+    ],
+    ids=" ".join,
+)
+def test_another_command_draws_its_own_seed(osp, away, picture, requests, args):
+    osp("generate", "cat.png", "x", "--steps", "5")
+    leave_latents(away, recipe_of(requests[0], picture), 77)
+    assert osp("generate", *args).code == 0
+    assert 77 not in [request.seed for request in requests]
+
+
+def test_another_picture_of_the_same_name_is_begun_anew(osp, away, picture, requests):
+    osp("generate", "cat.png", "x")
+    leave_latents(away, recipe_of(requests[0], picture), 77)
+    Image.new("RGB", (64, 48)).save(picture)
+    assert osp("generate", "cat.png", "x").code == 0
+    assert requests[1].seed != 77
+
+
+def make_clip(request, recipe):
+    """A true video with that recipe where the request wants one."""
+    frames = np.zeros((1, 16, 16, 3), np.uint8)
+    open_sink(request.output, fps=request.fps, recipe=recipe, overwrite=True).write(frames)
+
+
+def test_a_batch_leaves_out_what_is_there(osp, picture, requests):
+    command = ("generate", "cat.png", "x", "--seed", "1-3", "-o", "{name}-{seed}.mp4")
+    assert osp(*command).code == 0
+    for request in requests:
+        request.output.unlink()
+    make_clip(requests[1], recipe_of(requests[1], picture))
+    requests.clear()
+    outcome = osp(*command)
+    assert (outcome.code, outcome.out) == (0, "cat-1.mp4\ncat-3.mp4\n")
+    assert "note: cat-2.mp4 is there already, made by the same settings\n" in outcome.err
+    assert [request.seed for request in requests] == [1, 3]
+    for request in requests:
+        make_clip(request, recipe_of(request, picture))
+    requests.clear()
+    outcome = osp(*command)
+    assert (outcome.code, outcome.out, requests) == (0, "", [])
+    assert outcome.err.count("is there already") == 3
+
+
+@pytest.mark.parametrize("change", ["steps", "picture", "fps"])
+def test_a_batch_does_not_take_another_video_for_its_own(osp, picture, requests, change):
+    command = ["generate", "cat.png", "x", "--seed", "1-2"]
+    osp(*command)
+    for request in requests:
+        request.output.unlink()
+    make_clip(requests[0], recipe_of(requests[0], picture))
+    if change == "picture":
+        Image.new("RGB", (64, 48)).save(picture)
+    else:
+        command += [f"--{change}", "5"]
+    outcome = osp(*command)
+    assert outcome.code == 6
+    assert "error: cat-1.mp4 exists already" in outcome.err
+
+
+def test_a_lone_text_beside_a_recipe_is_the_prompt(osp, picture, requests):
+    osp("generate", "cat.png", "x", "--seed", "5")
+    Path("cat-5.mp4.json").write_text(json.dumps(recipe_of(requests[0], picture)))
+    assert osp("generate", "--from", "cat-5.mp4.json", "zoom out", "-y").code == 0
+    assert (requests[1].prompt, requests[1].image) == ("zoom out", Path("cat.png"))
+    assert requests[1].seed == 5
+
+
+def test_quiet_tells_what_failed(osp, picture, requests):
+    Path("jobs.txt").write_text("a cat\na dog --steps 0\n")
+    outcome = osp("generate", "cat.png", "-F", "jobs.txt", "-q")
+    assert (outcome.code, outcome.err) == (
+        6,
+        "error: jobs.txt, line 2: --steps must be 1 to 1000, got 0\nerror: 1 of 2 videos failed\n",
+    )
+
+
+def test_a_closed_list_of_paths_ends_no_work(osp, picture, requests, monkeypatch):
+    def closed(text):
+        raise console.StdoutClosedError
+
+    monkeypatch.setattr(console, "write_line", closed)
+    monkeypatch.setattr(console, "discard_stdout", lambda: None)
+    assert osp("generate", "cat.png", "x", "--seed", "1-3").code == 0
+    assert len(requests) == 3

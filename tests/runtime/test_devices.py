@@ -39,7 +39,8 @@ def test_auto_takes_the_fastest_there_is(machine, cuda, mps, expected):
 )
 def test_a_cuda_device_that_is_not_there_is_refused(machine, cuda, name):
     machine(cuda=cuda)
-    with pytest.raises(InvalidRequestError, match=f"{name} is not one of the {cuda} CUDA") as no:
+    words = f"{name} is not one of the {cuda} CUDA" if cuda else "this machine has no CUDA device"
+    with pytest.raises(InvalidRequestError, match=words) as no:
         resolve_device(name)
     assert no.value.exit_code == 2
     assert "--device cpu" in no.value.hint

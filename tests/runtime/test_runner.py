@@ -311,10 +311,19 @@ def test_after_sampling_nothing_is_lost(
         assert video_of(finish) == expected
         # Only the autoencoder is needed.
         assert loading_is_told == ["vae"]
-        assert kept.exists() == (finish.latents is not None)
+        assert not kept.exists()
         assert json.loads(Path("clip.mp4.json").read_text()) == read_recipe("whole.mp4")
         for path in (kept, Path("clip.mp4"), Path("clip.mp4.json")):
             path.unlink(missing_ok=True)
+
+
+def test_latents_stay_where_another_file_is_made_of_them(request_for, away, monkeypatch):
+    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    with pytest.raises(WontFitError):
+        list(run(request_for()))
+    kept = Path("clip.latents.safetensors")
+    list(run(request_for(image=None, latents=kept, output=Path("other.gif"))))
+    assert left(away) == ["cat.png", str(kept), "other.gif", "other.gif.json"]
 
 
 def test_latents_go_elsewhere_when_their_disk_is_full(request_for, away, own_weights, monkeypatch):
@@ -557,7 +566,7 @@ def test_other_failures_keep_their_own_words(request_for, away, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"device": "cuda:99"}, InvalidRequestError, "cuda:99 is not one of"),
+        ({"device": "cuda:99"}, InvalidRequestError, "--device cuda:99"),
         ({"image": Path("nowhere.png")}, UnreadableMediaError, "nowhere.png"),
         ({"output": Path("taken.mp4")}, InvalidRequestError, "taken.mp4 exists already"),
         ({"output": Path("no/folder.mp4")}, InvalidRequestError, "the folder no does not exist"),
