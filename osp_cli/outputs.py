@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from osp_cli.errors import InvalidRequestError
@@ -139,6 +140,17 @@ def preview_path(output: Path) -> Path:
     return latents_path(output).with_name(
         latents_path(output).name.removesuffix(LATENTS_SUFFIX) + ".preview.png"
     )
+
+
+def sheet_path(outputs: Sequence[Path]) -> Path:
+    """Where the contact sheet of these videos goes: beside them, under what their names share."""
+    names = [latents_path(output).name.removesuffix(LATENTS_SUFFIX) for output in outputs]
+    # Letter by letter is meant.
+    common = os.path.commonprefix(names).rstrip("-_ .")  # noqa: RUF071
+    if len(names) > 1:
+        # Seeds may begin with the same digits.
+        common = common.rstrip("0123456789").rstrip("-_ .")
+    return latents_path(outputs[0]).with_name(f"{common or 'seeds'}.contact.png")
 
 
 def _name_of(image: Path | None, prompt: str) -> str:

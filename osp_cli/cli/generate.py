@@ -178,6 +178,13 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
     """
     from dataclasses import replace
 
+    requests = asked.requests
+    if requests and requests[0].preview == "contact":
+        from osp_cli.media.files import check_writable
+        from osp_cli.outputs import sheet_path
+
+        sheet = sheet_path([request.output for request in requests])
+        check_writable(sheet, overwrite=requests[0].overwrite)
     done = [item for item in asked.requests if asked.is_batch and _is_done(item)]
     checked = [
         item if isinstance(item, OspError) else _checked(item, dry_run=dry_run)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +12,7 @@ from numpy.typing import NDArray
 from osp_cli.events import Done, Event, ItemStarted, Notice, Planned, Saved
 from osp_cli.media.files import check_writable
 from osp_cli.media.sheet import contact_sheet, save_sheet
-from osp_cli.outputs import LATENTS_SUFFIX, latents_path
+from osp_cli.outputs import sheet_path
 from osp_cli.pipelines.flash_i2v import decode_glimpse
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.models import Models
@@ -24,18 +22,6 @@ from osp_cli.stopping import StopSignal
 
 # Of a clip's steps: the layout stands by then, the detail does not.
 _SHARE_OF_STEPS = 0.2
-
-
-def sheet_path(requests: Sequence[GenerateRequest]) -> Path:
-    """Where the sheet of these clips goes: beside them, under what their names have in common."""
-    first = latents_path(requests[0].output)
-    names = [latents_path(request.output).name.removesuffix(LATENTS_SUFFIX) for request in requests]
-    # Letter by letter is meant.
-    common = os.path.commonprefix(names).rstrip("-_ .")  # noqa: RUF071
-    if len(names) > 1:
-        # Seeds may begin with the same digits.
-        common = common.rstrip("0123456789").rstrip("-_ .")
-    return first.with_name(f"{common or 'seeds'}.contact.png")
 
 
 def run_contact(
@@ -50,7 +36,7 @@ def run_contact(
         OspError: as named by its class; what was sampled is kept.
     """
     started = time.perf_counter()
-    path = sheet_path(requests)
+    path = sheet_path([request.output for request in requests])
     check_writable(path, overwrite=requests[0].overwrite)
     stop, models = stop or StopSignal(), Models()
     rows = {}

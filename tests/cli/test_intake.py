@@ -593,3 +593,12 @@ def test_a_closed_list_of_paths_ends_no_work(osp, picture, requests, monkeypatch
     monkeypatch.setattr(console, "discard_stdout", lambda: None)
     assert osp("generate", "cat.png", "x", "--seed", "1-3").code == 0
     assert len(requests) == 3
+
+
+def test_a_sheet_that_is_there_is_refused_before_anything_is_loaded(osp, picture, requests):
+    Path("cat.contact.png").write_bytes(b"mine")
+    command = ("generate", "cat.png", "x", "--seed", "1-3", "--preview", "contact")
+    outcome = osp(*command)
+    assert (outcome.code, requests) == (2, [])
+    assert outcome.err.startswith("error: cat.contact.png exists already")
+    assert osp(*command, "-y").code == 0
