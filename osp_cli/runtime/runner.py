@@ -116,7 +116,7 @@ def _run(request: GenerateRequest, stop: StopSignal, models: Models) -> Iterator
         yield from models.load(request.spec, clip.plan, clip.weights)
         sampling, kept = yield from sample(clip, models.pipeline, stop)
         latents = sampling.latents
-    with _keeping(kept, stop), _explained(request):
+    with _keeping(kept, clip, stop), _explained(request):
         saved = yield from _finish(clip, models.vae, latents)
     try:
         yield saved
@@ -212,7 +212,7 @@ def _preview(clip: Clip, vae: Any, sampling: Sampling) -> Iterator[Event]:
 
 
 @contextmanager
-def _keeping(kept: Path, stop: StopSignal) -> Iterator[None]:
+def _keeping(kept: Path, clip: Clip, stop: StopSignal) -> Iterator[None]:
     """Inside, sampling is done: whatever goes wrong tells where its result is.
 
     Raises:
@@ -222,8 +222,9 @@ def _keeping(kept: Path, stop: StopSignal) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # Nobody wants the clip any more.
-        kept.unlink(missing_ok=True)
+        # Nobody wants the clip any more; latents that the user named are not ours to remove.
+        if kept != clip.request.latents:
+            kept.unlink(missing_ok=True)
         raise
     except OspError as error:
         error.kept = (*error.kept, kept)

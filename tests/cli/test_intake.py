@@ -199,7 +199,7 @@ def test_the_picture_is_looked_for_beside_the_recipe_and_here(recipe, keep, pict
     "name",
     [
         "../secret.png",
-        "../work/../secret.png",
+        "./../secret.png",
         "{outside}",
         "clips/../../secret.png",
         "..",

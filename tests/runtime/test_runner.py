@@ -326,6 +326,23 @@ def test_latents_stay_where_another_file_is_made_of_them(request_for, away, monk
     assert left(away) == ["cat.png", str(kept), "other.gif", "other.gif.json"]
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_a_closed_pipe_removes_no_latents_that_the_user_named(
+    request_for, away, own_weights, monkeypatch, named
+):
+    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    with pytest.raises(WontFitError):
+        list(run(request_for()))
+    mine = Path("clip.latents.safetensors")
+    fails_once(monkeypatch, (runner, "open_sink"), BrokenPipeError())
+    source = {"image": None, "latents": mine} if named else {}
+    with pytest.raises(BrokenPipeError):
+        list(run(request_for(output=Path("-"), **source)))
+    # Those that a run saved for itself are gone, mine are not.
+    assert left(away) == ["cat.png", str(mine)]
+    assert not list(freezing.spare_folder().glob("*"))
+
+
 def test_latents_go_elsewhere_when_their_disk_is_full(request_for, away, own_weights, monkeypatch):
     genuine = freezing.atomic_output
 
