@@ -73,9 +73,8 @@ def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
         OspError: it cannot be made here.
     """
     prepared = _prepare(request)
-    plan, loaded, frozen, notices = (
-        *(prepared.plan, prepared.loaded, prepared.frozen, prepared.notices),
-    )
+    plan, loaded = prepared.plan, prepared.loaded
+    frozen, notices = prepared.frozen, prepared.notices
     recipe = _recipe(request, plan, loaded, prepared.weights)
     if frozen is not None:
         # Its picture is in it; the weights may have changed since it was saved.
