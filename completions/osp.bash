@@ -70,7 +70,7 @@ _osp_values() {
         'generate --preview') _osp_words "$3" 'none' 'latent' 'contact' ;;
         'generate --from') _osp_files "$3" '*.[mM][pP]4' '*.[jJ][sS][oO][nN]' '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
         'generate --from-file' | 'generate -F') _osp_files "$3" '*.[tT][xX][tT]' '*.[jJ][sS][oO][nN][lL]' '*.[cC][sS][vV]' ;;
-        'generate --model' | 'generate -m') _osp_words "$3" 'osp-mini' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
+        'generate --model' | 'generate -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
         'generate --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
         'generate --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
         'generate --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;

@@ -110,6 +110,7 @@ end
 function __osp_values_model
     printf '%s\t%s\n' \
         'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
+        'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
         'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
         'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
 end
@@ -159,8 +160,8 @@ complete -c osp -n '__osp_in osp' -s 'V' -d 'Show the version and exit'
 complete -c osp -n '__osp_in osp' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in osp' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at osp 0' -a 'generate' -d 'Turn a picture into a video'
-complete -c osp -n '__osp_in generate' -l 'style' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`, or none'
-complete -c osp -n '__osp_in generate' -s 's' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`, or none'
+complete -c osp -n '__osp_in generate' -l 'style' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture [none]'
+complete -c osp -n '__osp_in generate' -s 's' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture [none]'
 complete -c osp -n '__osp_in generate' -l 'output' -r -F -d '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
 complete -c osp -n '__osp_in generate' -s 'o' -r -F -d '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
 complete -c osp -n '__osp_in generate' -l 'overwrite' -d 'Replace an existing video'

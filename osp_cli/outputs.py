@@ -48,7 +48,8 @@ def expand_output(
         template = str(Path(template) / (BATCH_TEMPLATE if number else OUTPUT_TEMPLATE))
     fields = {
         "name": _name_of(image, prompt),
-        "style": style or "",
+        # A weight's colon is no letter of a file name on Windows.
+        "style": (style or "").replace(":", "-"),
         "seed": str(seed),
         "n": number or "1",
     }

@@ -23,13 +23,15 @@ class Plan:
         steps: sampler steps.
         sampler: `euler` or `unipc`.
         cache: the step cache with its threshold, as in `teacache:0.1`.
-        guidance: scale of classifier-free guidance; above 1 each step runs the model twice.
+        guidance: scale of classifier-free guidance; above 1 each step has one more pass.
         weights_bytes: of all components on disk.
         expected_peak_bytes: memory at the highest point of the run.
         disk_bytes: at most so much is written: the latents and the video.
         operations: multiplications and additions of all passes of the transformer, where its files
             tell.
         expected_seconds: of sampling and decoding, where the device's speed is known.
+        passes_per_step: how often each step runs the model: once for each style of a mixture, once
+            for what they leave unstyled, once more with guidance.
     """
 
     model: str
@@ -50,6 +52,7 @@ class Plan:
     disk_bytes: int
     operations: float | None
     expected_seconds: float | None = None
+    passes_per_step: int = 1
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""

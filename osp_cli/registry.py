@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -229,15 +230,19 @@ def presets_dir() -> Path:
 @cache
 def model_specs() -> dict[str, ModelSpec]:
     """All model cards by name, those with built-in weights first."""
-    specs = [_model_spec(path) for path in sorted((presets_dir() / "models").glob("*.toml"))]
+    specs = [_model_spec(path) for path in _files("models")]
     return {spec.name: spec for spec in sorted(specs, key=lambda spec: not spec.embedded)}
 
 
 @cache
 def style_presets() -> dict[str, StylePreset]:
     """All style presets by name, in alphabetical order."""
-    paths = sorted((presets_dir() / "styles").glob("*.toml"))
-    return {preset.name: preset for preset in map(_style_preset, paths)}
+    return {preset.name: preset for preset in map(_style_preset, _files("styles"))}
+
+
+def _files(kind: str) -> list[Path]:
+    """The presets of a kind by name, in which `a` comes before `a-b`, unlike in files' names."""
+    return sorted((presets_dir() / kind).glob("*.toml"), key=lambda path: path.stem)
 
 
 def find_model(name: str) -> ModelSpec:
@@ -501,6 +506,11 @@ def _model_spec(path: Path) -> ModelSpec:
 
 def _style_preset(path: Path) -> StylePreset:
     style = _read(path)
+    # Names stand between the signs of a mixture, in any case, beside words of their own.
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", path.stem) or path.stem in ("all", "none"):
+        raise style.refuse(
+            "name", f"must be of small letters, digits and hyphens, not {path.stem!r}"
+        )
     prompt = style.table("prompt")
     preset = StylePreset(
         name=_named(style, path),

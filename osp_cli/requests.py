@@ -17,7 +17,8 @@ from osp_cli import __version__
 from osp_cli.dials import NO_CACHE, StepCacheChoice
 from osp_cli.errors import InvalidRequestError
 from osp_cli.outputs import OUTPUT_TEMPLATE, check_output_name, expand_output
-from osp_cli.registry import DTYPES, ModelSpec, StylePreset, find_model, find_style
+from osp_cli.registry import DTYPES, ModelSpec, find_model
+from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_style
 
 SAMPLERS = ("euler", "unipc")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -35,7 +36,8 @@ class GenerateRequest:
         image_data: the bytes of that picture, where it came from stdin.
         text_only: text to video, the gamma = 0 case of Eq. 15.
         prompt: as the user gave it, without the style's words.
-        style: name of a style preset.
+        style: a style preset, or a mixture of some with their weights; brought into the canonical
+            form of `StyleMix`.
         negative_prompt: what to steer away from.
         output: the video's path, `FOLDER/%04d.png` for frames or `-` for stdout; by default a
             name made of picture, style and seed.
@@ -101,8 +103,7 @@ class GenerateRequest:
 
     def __post_init__(self) -> None:
         spec = find_model(self.model)
-        if self.style is not None:
-            find_style(self.style)
+        object.__setattr__(self, "style", None if self.mix is None else str(self.mix))
         self._check_input(spec)
         self._check_dials()
         self._check_cache(spec)
@@ -117,15 +118,21 @@ class GenerateRequest:
         return find_model(self.model)
 
     @property
-    def style_preset(self) -> StylePreset | None:
-        """The style preset, or None without a style."""
-        return None if self.style is None else find_style(self.style)
+    def mix(self) -> StyleMix | None:
+        """The styles with their weights, or None without a style."""
+        return None if self.style is None else read_style(self.style)
 
     @property
-    def full_prompt(self) -> str:
-        """What the model reads: the prompt in the style's words, in the form of the card."""
-        preset = self.style_preset
-        return self.prompt if preset is None else preset.prompt_for(self.spec, self.prompt)
+    def prompts(self) -> tuple[WeightedPrompt, ...]:
+        """What the model reads: the prompt in each style's words, in the form of the card."""
+        if self.mix is None:
+            return (WeightedPrompt(self.prompt, 1.0),)
+        return self.mix.prompts_for(self.spec, self.prompt)
+
+    @property
+    def full_prompt(self) -> str | list[dict[str, Any]]:
+        """`prompts` as the recipe holds them: a text, or several with their weights."""
+        return prompts_to_recipe(self.prompts)
 
     def recipe(self) -> dict[str, Any]:
         """All that made the video, as JSON values: neither output path, time nor host.

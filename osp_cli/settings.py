@@ -27,11 +27,11 @@ from osp_cli.dials import (
 )
 from osp_cli.errors import InvalidRequestError
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path, names_folder
-from osp_cli.registry import ModelSpec, StylePreset, find_model, find_style
+from osp_cli.registry import ModelSpec, find_model
 from osp_cli.requests import GenerateRequest, check_fps, round_up_frames
+from osp_cli.style_mix import NO_STYLE, StyleMix, read_style
 
 DEFAULT_MODEL = "osp-mini"
-NO_STYLE = "none"
 
 # Section 5.1 of the paper: 49 frames at 16 fps in training; discrete Euler, sigma shift 7.0,
 # guidance 5.0, 50 steps and a cutoff percentile of 0.1 in sampling.
@@ -176,14 +176,15 @@ def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str
     above = [_checked(layer) for layer in layers]
     named = _strongest(("model", "style"), [*above, Layer("default", PROGRAM_DEFAULTS)])
     spec = find_model(named["model"].value)
-    style = _find_style(named["style"].value)
+    mix = _read_style(named, typed=layers[0].origin if layers else "flag")
     below = [Layer(f"card {spec.name}", spec.defaults), Layer("paper", PAPER_DEFAULTS)]
-    if style is not None:
+    if mix is not None:
+        style = mix.strongest
         below.insert(0, Layer(f"style {style.name}", style.settings_for(spec)))
     known = [*above, *below, Layer("default", PROGRAM_DEFAULTS)]
     fields = dict.fromkeys([*PROGRAM_DEFAULTS, *PAPER_DEFAULTS])
     settings = _strongest((*fields, "seconds"), known)
-    settings["style"] = Setting(None if style is None else style.name, named["style"].origin)
+    settings["style"] = Setting(None if mix is None else str(mix), named["style"].origin)
     settings["cutoff"] = Setting(_ramp(settings["cutoff"].value), settings["cutoff"].origin)
     settings["cache"] = Setting(_cache(settings["cache"].value), settings["cache"].origin)
     notices = _settle_frames(settings, spec)
@@ -285,8 +286,12 @@ def _strongest(fields: Sequence[str], layers: Sequence[Layer]) -> dict[str, Sett
     return found
 
 
-def _find_style(name: str | None) -> StylePreset | None:
-    return None if name is None or name == NO_STYLE else find_style(name)
+def _read_style(settings: Mapping[str, Setting], *, typed: str) -> StyleMix | None:
+    text = settings["style"].value
+    try:
+        return None if text is None else read_style(text)
+    except InvalidRequestError as error:
+        raise _with_origin(error, settings, typed=typed) from None
 
 
 def _settle_frames(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:

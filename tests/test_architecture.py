@@ -36,6 +36,7 @@ FLOORS = [
         "batch",
         "outputs",
         "stopping",
+        "style_mix",
     },
     {"__init__"},
 ]

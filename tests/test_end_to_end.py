@@ -213,3 +213,11 @@ def test_a_style_repaints_the_picture(osp, photo):
 
     assert colourfulness(noir[0]) < 0.4 * colourfulness(photo)
     assert colourfulness(plain[0]) == pytest.approx(colourfulness(photo), rel=0.25)
+
+
+def test_more_of_a_style_repaints_more_of_the_picture(osp):
+    clips = [clip_of(osp, "zoom in")]
+    clips += [clip_of(osp, "zoom in", "--style", f"ghibli:{weight}") for weight in (0.3, 0.7, 1)]
+    plain = clips[0] * 1.0
+    near, middle, far = (np.abs(clip - plain).mean() for clip in clips[1:])
+    assert 0.1 * far < near < middle < far

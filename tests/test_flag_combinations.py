@@ -22,7 +22,7 @@ WORKER = Path(__file__).parent / "flag_worker.py"
 
 # Values that may stand alone, and values that may not.
 GOOD = {
-    "--style": ["ink", "none", "oil"],
+    "--style": ["ink", "none", "oil", "ghibli:0.5", "Ink + watercolor", "oil:0.3+lego:0.5"],
     "--output": ["a.mp4", "a.gif", "{seed}.webp", "f-{seed}/%04d.png", "videos/", "videos", "-"],
     "--seed": ["0", "7", "random", "1-3", "3,7"],
     "--count": ["1", "3"],
@@ -53,7 +53,7 @@ SWITCHES = [
     *("--json", "--quiet", "--verbose", "--debug"),
 ]
 BAD = {
-    "--style": ["inkk", "", "\x1b[31m"],
+    "--style": ["inkk", "", "\x1b[31m", "ink:0", "ink:0.9+oil:0.9", "ink+ink", "ink..oil", "all"],
     "--output": ["a.mov", "a", "", "exists.mp4", "no/a.mp4", "{x}.mp4", "a.png", "é" * 200, "{"],
     "--seed": ["-1", "x", "4-1", "1,1", "", "9" * 40, "0-99999999999", "1-", "٣"],
     "--count": ["0", "-1", "x", "99999999", "9" * 5000],
@@ -282,6 +282,7 @@ QUICK = ["--model", "tiny", "--size", "64x64", "--frames", "5", "--steps", "3", 
         (["-g", "2", "--sampler", "unipc", "--cutoff", "0.1:0.9"], ["cat-4.mp4"]),
         (["--cache", "fbcache:9", "--cache-start", "1", "-o", "a.gif"], ["a.gif"]),
         (["-s", "oil", "--preview", "latent", "--no-metadata"], ["cat-oil-4.mp4"]),
+        (["-s", "INK+ghibli:.3", "--cache", "magcache"], ["cat-ghibli-0.3+ink-0.7-4.mp4"]),
         (["-c", "2", "--fps", "8", "-o", "{seed}/%02d.png"], ["4", "5"]),
         (["--seed", "4,9", "--dtype", "float32", "-o", "{seed}.webp"], ["4.webp", "9.webp"]),
         (["-n", "blur", "--shift", "5", "-o", "videos/"], ["videos/cat-4.mp4"]),

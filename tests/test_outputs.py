@@ -52,6 +52,19 @@ def test_template(template, plain, styled):
     assert expand(template, "ink") == str(Path(styled))
 
 
+@pytest.mark.parametrize(
+    ("style", "name"),
+    [
+        ("ghibli:0.5", "cat-ghibli-0.5-7.mp4"),
+        ("ink+watercolor", "cat-ink+watercolor-7.mp4"),
+        ("ghibli:0.3+ink:0.5", "cat-ghibli-0.3+ink-0.5-7.mp4"),
+    ],
+)
+def test_a_mixture_of_styles_makes_a_name_for_any_system(style, name):
+    assert expand(OUTPUT_TEMPLATE, style) == name
+    assert not {*'<>:"/\\|?*'} & {*name}
+
+
 def test_numbers_of_a_batch():
     assert expand(BATCH_TEMPLATE, number="03") == "cat-03-7.mp4"
     assert expand("{n}.mp4") == "1.mp4"

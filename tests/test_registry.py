@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -32,7 +33,8 @@ def test_the_thirteen_styles():
 
 
 def test_the_models_with_the_built_in_one_first():
-    assert list(model_specs()) == ["osp-mini", "flashi2v-1.3b", "uniworld-osp2-14b"]
+    names = ["osp-mini", "osp-mini-live", "flashi2v-1.3b", "uniworld-osp2-14b"]
+    assert list(model_specs()) == names
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))
@@ -48,7 +50,9 @@ def test_style_is_complete(name):
     assert preset.origin == ("Section 1" if name == "watercolor" else "Section 6.2")
 
 
-@pytest.mark.parametrize("name", ["osp-mini", "flashi2v-1.3b", "uniworld-osp2-14b"])
+@pytest.mark.parametrize(
+    "name", ["osp-mini", "osp-mini-live", "flashi2v-1.3b", "uniworld-osp2-14b"]
+)
 def test_model_geometry_fits_together(name):
     spec = find_model(name)
     assert spec.default_size == spec.sizes[0]
@@ -281,6 +285,30 @@ def test_a_fourteenth_style_is_a_file_and_no_code(presets):
     new = text.replace('name = "ink"', 'name = "charcoal"')
     (presets / "styles" / "charcoal.toml").write_text(new)
     assert set(style_presets()) == STYLES | {"charcoal"}
+
+
+@pytest.mark.parametrize("name", ["Charcoal", "ink+oil", "a..b", "a-", "all", "none", "a b"])
+def test_a_style_whose_name_says_something_else_is_refused(presets, name):
+    text = (presets / "styles" / "ink.toml").read_text()
+    (presets / "styles" / f"{name}.toml").write_text(text.replace('"ink"', f'"{name}"'))
+    with pytest.raises(InvalidRequestError, match="must be of small letters, digits and hyphens"):
+        style_presets()
+
+
+def test_the_live_card_is_the_built_in_model_in_fewer_steps():
+    """The weights are shared, so all that is true of them must be said alike."""
+    mini, live = find_model("osp-mini"), find_model("osp-mini-live")
+    assert live.weights_dir() == mini.weights_dir()
+    of_its_own = {"name", "title", "description", "defaults", "magcache"}
+    for field in dataclasses.fields(mini):
+        if field.name not in of_its_own:
+            assert getattr(live, field.name) == getattr(mini, field.name), field.name
+    assert live.defaults["num_inference_steps"] == 4
+    assert live.defaults["num_inference_steps"] < mini.defaults["num_inference_steps"]
+    assert live.defaults["guidance_scale"] == 1.0
+    assert live.cache_problem(live.defaults["cache"]) is None
+    for name in ("num_frames", "fps", "shift", "prompt", "negative_prompt"):
+        assert live.defaults[name] == mini.defaults[name], name
 
 
 def test_weights_are_found_where_the_error_said(tmp_path, monkeypatch):

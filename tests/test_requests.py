@@ -87,6 +87,30 @@ def test_full_prompt_has_the_words_of_the_style():
     assert request(style="ink").full_prompt == "ink painting style, it snows"
 
 
+@pytest.mark.parametrize(
+    ("style", "canonical", "output"),
+    [
+        ("Ghibli:0.5", "ghibli:0.5", "cat-ghibli-0.5-7.mp4"),
+        ("oil + ink", "ink+oil", "cat-ink+oil-7.mp4"),
+        ("INK:1", "ink", "cat-ink-7.mp4"),
+        ("none", None, "cat-7.mp4"),
+    ],
+)
+def test_a_style_has_one_spelling(style, canonical, output):
+    made = request(style=style)
+    assert (made.style, made.output) == (canonical, Path(output))
+    assert made == request(style=canonical)
+
+
+def test_a_mixture_has_a_prompt_for_each_look():
+    assert request(style="ghibli:0.3+ink:0.5").full_prompt == [
+        {"prompt": "ghibli style, it snows", "weight": 0.3},
+        {"prompt": "ink painting style, it snows", "weight": 0.5},
+        {"prompt": "it snows", "weight": pytest.approx(0.2)},
+    ]
+    assert request(style="ink:1").full_prompt == request(style="ink").full_prompt
+
+
 def test_recipe_tells_all_that_matters_and_nothing_of_this_machine():
     recipe = request(style="ink", output=Path("/secret/out.mp4"), device="cpu").recipe()
     text = json.dumps(recipe)

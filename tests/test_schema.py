@@ -276,6 +276,20 @@ def test_the_recipe_of_a_run_is_valid_and_damaged_ones_are_not(run):
     assert not checked.is_valid(wrong)
 
 
+def test_the_recipe_of_a_mixture_is_valid_and_damaged_ones_are_not(run):
+    assert (
+        run("cat.png", "zoom", "--style", "ink:0.3+oil:0.5", "--seed", "1", "-o", "a.mp4")[0] == 0
+    )
+    recipe = json.loads(Path("a.mp4.json").read_text("utf-8"))
+    checked = validator("recipe")
+    checked.validate(recipe)
+    assert recipe["style"] == "ink:0.3+oil:0.5"
+    prompts = recipe["full_prompt"]
+    assert [part["weight"] for part in prompts] == [0.3, 0.5, pytest.approx(0.2)]
+    for wrong in ([], prompts[:1], [{**prompts[0], "weight": 2}, *prompts[1:]], [[], []]):
+        assert not checked.is_valid({**recipe, "full_prompt": wrong}), wrong
+
+
 def test_the_recipe_of_text_alone_is_valid(run):
     assert run("--text", "clouds", "--seed", "1", "-o", "a.mp4")[0] == 0
     recipe = json.loads(Path("a.mp4.json").read_text("utf-8"))

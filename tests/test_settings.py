@@ -22,7 +22,7 @@ from osp_cli.dials import (
     step_cache,
 )
 from osp_cli.errors import InvalidRequestError
-from osp_cli.registry import find_model, model_specs, style_presets
+from osp_cli.registry import find_model, find_style, model_specs, style_presets
 from osp_cli.settings import (
     PAPER_DEFAULTS,
     PROGRAM_DEFAULTS,
@@ -68,6 +68,31 @@ def test_style_beats_card_beats_paper():
     assert styled["negative_prompt"].origin == "style ink"
     assert dials(flags(**LARGE, style="ink", shift=5.0))["shift"] == Setting(5.0, "flag")
     assert dials(flags(**LARGE, style="ink", shift=None))["shift"] == Setting(3.0, "style ink")
+
+
+@pytest.mark.parametrize(
+    ("mixture", "strongest"),
+    [
+        ("ink:0.2", "ink"),
+        ("ghibli:0.3+ink:0.5", "ink"),
+        ("ghibli:0.3+ink", "ink"),
+        ("watercolor+ink", "ink"),
+        ("oil:0.6+ink", "oil"),
+    ],
+)
+def test_the_strongest_style_of_a_mixture_brings_its_settings(mixture, strongest):
+    mixed, alone = dials(flags(**LARGE, style=mixture)), dials(flags(**LARGE, style=strongest))
+    assert mixed["negative_prompt"].value == find_style(strongest).negative_prompt
+    for field in alone.keys() - {"style", "seed"}:
+        assert mixed[field] == alone[field], field
+
+
+def test_a_style_from_a_file_is_refused_with_its_place():
+    with pytest.raises(InvalidRequestError, match=r"^--style names ink .*\(from osp.toml\)$"):
+        settle_dials([flags(seed=Seeds([1])), Layer("osp.toml", {"style": "ink+ink"})])
+    with pytest.raises(InvalidRequestError) as caught:
+        settle_dials([flags(style="ink+ink")])
+    assert "from" not in caught.value.message
 
 
 # Strongest first; what is no layer of `settle_dials` lies below the user's sources.

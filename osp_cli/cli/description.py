@@ -74,7 +74,7 @@ def known_values() -> Mapping[str, Values]:
     from osp_cli.dials import CACHES
     from osp_cli.registry import DTYPES, model_specs, style_presets
     from osp_cli.requests import DEVICES, PREVIEWS, SAMPLERS
-    from osp_cli.settings import NO_STYLE
+    from osp_cli.style_mix import NO_STYLE
 
     styles = style_presets().values()
     nothing = Values()

@@ -32,6 +32,7 @@ Examples:
   osp generate photo.jpg "the camera pans left"
   osp generate photo.jpg "snow falls" --style ghibli --seed 1-4
   osp generate photo.jpg @prompt.txt -s ink -o ink.gif -y
+  osp generate photo.jpg "zoom in" --style ghibli:0.3+oil:0.5
   osp generate --from clip.mp4 --style oil
   osp generate photo.jpg --from-file prompts.txt -o videos/
   curl -s URL | osp generate - "zoom in" -o - | ffplay -

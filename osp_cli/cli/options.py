@@ -43,7 +43,13 @@ TextOpt = Annotated[
     ),
 ]
 StyleOpt = Annotated[
-    str | None, typer.Option("--style", "-s", metavar="NAME", help="One of `osp styles`, or none")
+    str | None,
+    typer.Option(
+        "--style",
+        "-s",
+        metavar="NAME[:X]",
+        help="One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture [none]",
+    ),
 ]
 NegativePromptOpt = Annotated[
     str | None,

@@ -56,6 +56,7 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
         "model": f"{plan.model}, {plan.device} {plan.dtype}",
         "video": f"{plan.width}x{plan.height}, {plan.num_frames} frames at {request.fps} fps",
         "output": str(request.output),
+        **_style_row(plan, request),
         "sampling": f"{plan.steps} steps, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
         "tokens": str(plan.num_tokens),
         "weights": _bytes(plan.weights_bytes),
@@ -66,6 +67,18 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
         rows["time"] = f"about {_duration(plan.expected_seconds)} of sampling"
     for name, text in rows.items():
         console.write_line(f"{name:<9} {text}")
+
+
+def _style_row(plan: Plan, request: GenerateRequest) -> dict[str, str]:
+    """A mixture of styles and what it costs; nothing where a lone style costs nothing."""
+    mix = request.mix
+    if mix is None or len(request.prompts) == 1:
+        return {}
+    looks = [f"{weight:.3g} {preset.name}" for preset, weight in mix.parts]
+    if mix.unstyled:
+        looks.append(f"{mix.unstyled:.3g} unstyled")
+    alone = plan.passes_per_step - len(looks) + 1
+    return {"style": f"{' + '.join(looks)}, {plan.passes_per_step} passes a step, not {alone}"}
 
 
 def dial_text(name: str, setting: Setting) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from osp_cli.cli import console
 from osp_cli.cli.options import DebugOpt, JsonOpt
 
@@ -30,3 +32,5 @@ def styles(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
     console.write_table(
         ("style", "looks like"), [(preset.name, preset.description) for preset in presets]
     )
+    if console.is_terminal(sys.stdout):
+        console.write_line("half of one: --style ghibli:0.5, a mixture: --style ink+watercolor")

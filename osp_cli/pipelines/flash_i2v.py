@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.sampling.fourier import cutoff_at, fourier_features
 from osp_cli.sampling.guidance import classifier_free_guidance, uses_guidance
+from osp_cli.sampling.hooks import UNCONDITIONAL_CONTEXT, conditional_context
 from osp_cli.sampling.latent_shift import project_first_frame, shift_latents
 from osp_cli.sampling.schedulers import (
     euler_schedule,
@@ -35,6 +37,7 @@ from osp_cli.sampling.step_cache import (
     StepCacheConfig,
     enable_step_cache,
 )
+from osp_cli.style_mix import WeightedPrompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,9 @@ class SamplingInputs:
     Attributes:
         image: the first frame at the clip's size, or None for text to video.
         prompt: what the model reads.
+        also: further prompts with their weights. The clip follows the weighted mean of what the
+            model answers to each, where `prompt` has the weight that these leave to 1. Each takes
+            one more pass a step.
         negative_prompt: the other side of classifier-free guidance.
         width, height: of the clip in pixels.
         num_frames: `4k + 1`.
@@ -67,6 +73,16 @@ class SamplingInputs:
     seed: int
     sampler: str = "euler"
     step_cache: StepCacheConfig = field(default_factory=NoCacheConfig)
+    also: tuple[WeightedPrompt, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.also and not (min(w for _, w in self.also) > 0 and self.prompt_weight > 0):
+            raise ValueError(f"weights must be positive and leave some of 1, got {self.also}")
+
+    @property
+    def prompt_weight(self) -> float:
+        """The weight of `prompt`."""
+        return 1 - math.fsum(weight for _, weight in self.also)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +110,15 @@ class Conditions:
         cond, uncond: `encoder_hidden_states`; `uncond` is None without guidance.
         first: s, normalised latents of the first frame; None for text to video.
         projected: phi(s) (Eq. 16); None for text to video, the gamma = 0 case of Eq. 15.
+        also: `encoder_hidden_states` of further prompts, with their weights; `cond` has the weight
+            that these leave to 1.
     """
 
     cond: Tensor
     uncond: Tensor | None
     first: Tensor | None
     projected: Tensor | None
+    also: tuple[tuple[Tensor, float], ...] = ()
 
 
 class FlashI2VPipeline:
@@ -172,6 +191,7 @@ class FlashI2VPipeline:
             uncond=encode(inputs.negative_prompt) if guided else None,
             first=first,
             projected=None if first is None else project_first_frame(self.transformer, first),
+            also=tuple((encode(text), weight) for text, weight in inputs.also),
         )
 
     def initial_noise(self, inputs: SamplingInputs) -> Tensor:
@@ -199,7 +219,11 @@ class FlashI2VPipeline:
         features: Tensor,
         guidance_scale: float,
     ) -> Tensor:
-        """Guided v, fp32, of latents that are shifted only here (Eq. 18)."""
+        """Guided v, fp32, of latents that are shifted only here (Eq. 18).
+
+        Of several prompts it is the weighted mean, `v = sum_i w_i v(prompt_i)`: exact at both ends
+        of each weight, for any model. Guidance leads from the unconditional v to that mean.
+        """
         shifted = latents
         if conditions.projected is not None:
             shifted = shift_latents(latents, conditions.projected)
@@ -216,10 +240,16 @@ class FlashI2VPipeline:
                 )
             return output[0].float()
 
-        cond = run("cond", conditions.cond)
+        cond = run(conditional_context(0), conditions.cond)
+        if conditions.also:
+            # A lone prompt is not even multiplied by 1.
+            cond = cond * (1 - math.fsum(weight for _, weight in conditions.also))
+        for number, (context, weight) in enumerate(conditions.also, 1):
+            cond = cond + weight * run(conditional_context(number), context)
         if conditions.uncond is None:
             return cond
-        return classifier_free_guidance(cond, run("uncond", conditions.uncond), guidance_scale)
+        uncond = run(UNCONDITIONAL_CONTEXT, conditions.uncond)
+        return classifier_free_guidance(cond, uncond, guidance_scale)
 
     def _empty_frame(self, inputs: SamplingInputs) -> Tensor:
         """Zero latents of one frame, on the transformer's device."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class Models:
     """Loads what a clip needs and keeps it, until a clip needs another model."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, ...] = ()
+        self._key: tuple[object, ...] = ()
         self._parts: dict[str, Any] = {}
 
     def load(
@@ -28,7 +29,7 @@ class Models:
         Raises:
             CheckpointError: files are damaged or do not belong to this card.
         """
-        key = (spec.name, str(folder), plan.device, plan.dtype)
+        key = (_as_loaded(spec), str(folder), plan.device, plan.dtype)
         if key != self._key:
             # Before the next one is loaded: two large models at once would not fit.
             self._key, self._parts = key, {}
@@ -46,3 +47,17 @@ class Models:
     def pipeline(self) -> FlashI2VPipeline:
         """A pipeline of all parts."""
         return FlashI2VPipeline(*(self._parts[name] for name in PARTS))
+
+
+def _as_loaded(spec: ModelSpec) -> ModelSpec:
+    """The card without what only says how to sample: cards may share their weights."""
+    return replace(
+        spec,
+        name="",
+        title="",
+        description="",
+        defaults={},
+        teacache=None,
+        no_teacache="",
+        magcache=None,
+    )

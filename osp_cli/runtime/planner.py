@@ -52,7 +52,8 @@ def make_plan(
     dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
     stored = sum(path.stat().st_size for path in weights.rglob("*.safetensors"))
     one_pass = _operations(weights / "transformer", spec, tokens, size)
-    passes = request.num_inference_steps * (2 if request.guidance_scale > 1 else 1)
+    passes_per_step = len(request.prompts) + (request.guidance_scale > 1)
+    passes = request.num_inference_steps * passes_per_step
     expected = (
         _BASE_BYTES
         + stored * _DTYPE_BYTES[dtype] // 2
@@ -73,6 +74,7 @@ def make_plan(
         sampler=request.sampler,
         cache=str(request.cache),
         guidance=request.guidance_scale,
+        passes_per_step=passes_per_step,
         weights_bytes=stored,
         expected_peak_bytes=expected,
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),

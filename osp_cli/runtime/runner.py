@@ -42,6 +42,7 @@ from osp_cli.runtime.freezing import freeze
 from osp_cli.runtime.models import Models
 from osp_cli.runtime.settling import Clip, settle
 from osp_cli.stopping import StopSignal
+from osp_cli.style_mix import prompts_of_recipe
 
 # A preview is drawn about so many times while a clip is sampled.
 _NUM_PREVIEWS = 4
@@ -147,8 +148,9 @@ def sample(
     started = time.perf_counter()
     conditions = pipeline.condition(inputs)
     yield StageFinished("condition", time.perf_counter() - started)
-    if (cut := pipeline.conditioner.notice(inputs.prompt, inputs.image)) is not None:
-        yield Notice(cut)
+    texts = (inputs.prompt, *(text for text, _ in inputs.also))
+    cuts = [pipeline.conditioner.notice(text, inputs.image) for text in texts]
+    yield from map(Notice, dict.fromkeys(filter(None, cuts)))
     state = None if clip.frozen is None else clip.frozen.state
     with pipeline.sampling(inputs, conditions, state) as sampling, stop.patience():
         for step in sampling.steps():
@@ -169,10 +171,12 @@ def sample(
 
 def _inputs(clip: Clip) -> SamplingInputs:
     request = clip.request
+    # Of the recipe: a clip goes on with the words that it began with.
+    first, *also = prompts_of_recipe(clip.recipe["full_prompt"])
     return SamplingInputs(
         image=clip.image,
-        # Of the recipe: a clip goes on with the words that it began with.
-        prompt=clip.recipe["full_prompt"],
+        prompt=first.text,
+        also=tuple(also),
         negative_prompt=request.negative_prompt,
         width=clip.plan.width,
         height=clip.plan.height,

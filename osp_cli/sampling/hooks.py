@@ -8,8 +8,15 @@ from typing import Any
 from diffusers.hooks.hooks import BaseState, HookRegistry, ModelHook, StateManager
 from torch import Tensor, nn
 
-# The pass that stands for its step; the other passes of guidance have other names.
+# The pass that stands for its step; the others of the step have other names.
 LEADING_CONTEXT = "cond"
+# The pass of guidance.
+UNCONDITIONAL_CONTEXT = "uncond"
+
+
+def conditional_context(number: int) -> str:
+    """Name of the pass of prompt `number`, of several that make one clip; 0 is the leading one."""
+    return LEADING_CONTEXT if number == 0 else f"{LEADING_CONTEXT}{number}"
 
 
 class ContextHook(ModelHook):

@@ -135,8 +135,8 @@ _STATE_OF: dict[type, tuple[str, _Save, _Restore]] = {
 class StepCache:
     """What a cache has done since it was enabled or last reset; readable after it is gone.
 
-    A step means its conditional pass; with guidance each step has a second pass, which the caches
-    of diffusers decide on separately. Without a cache nothing is counted.
+    A step means its leading conditional pass; guidance and further prompts add passes, on which the
+    caches of diffusers decide separately. Without a cache nothing is counted.
 
     Attributes:
         decisions: TeaCache's, one per step, with its distances; empty for the other kinds.
@@ -169,7 +169,7 @@ class StepCache:
 
     @property
     def computed_passes(self) -> int:
-        """Model calls, of all branches of guidance, that ran through all blocks."""
+        """Model calls, of all prompts and of guidance, that ran through all blocks."""
         return self.finished.total()
 
     @property
@@ -260,9 +260,10 @@ class StepCache:
 def enable_step_cache(transformer: Any, config: StepCacheConfig) -> Iterator[StepCache]:
     """Cache the steps of a Wan transformer inside a `with`; outside, the model is as it was.
 
-    Every call of the transformer must stand inside `transformer.cache_context("cond")` or
-    `("uncond")`, the conditional pass first in its step. Group offloading may be enabled before or
-    after; before is faster, since skipped blocks are then not even loaded.
+    Every call of the transformer must stand inside `transformer.cache_context("cond")`, in that of
+    a further prompt (`conditional_context`) or in `("uncond")`; "cond" is the first in its step.
+    Group offloading may be enabled before or after; before is faster, since skipped blocks are then
+    not even loaded.
 
     Raises:
         ValueError: A cache is enabled already, or the first-block cache meets a single block.

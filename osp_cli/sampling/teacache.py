@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from osp_cli.sampling.hooks import (
     LEADING_CONTEXT,
+    UNCONDITIONAL_CONTEXT,
     below,
     find_hook,
     hooks_changed,
@@ -129,18 +130,20 @@ class TeaCacheGate:
         computed = not self._accumulated < self.config.threshold
         return self._decide(computed=computed, distance=distance, rescaled=rescaled)
 
-    def follow(self) -> bool:
+    def follow(self, *, unconditional: bool = True) -> bool:
         """Whether another pass of the step that `lead` decided last is computed.
 
-        It is, in the last step of a clip, even where the conditional pass was not: VideoX-Fun
-        forgets everything right after its last conditional pass, and its numbers are kept here.
+        The unconditional one is, in the last step of a clip, even where the conditional pass was
+        not: VideoX-Fun forgets everything right after its last conditional pass, and its numbers
+        are kept here. Those of further prompts, which it does not know, do as the leading one does.
 
         Raises:
             ValueError: No conditional pass came before.
         """
         if not self.decisions:
             raise ValueError("TeaCache decides on the conditional pass: it must be the first")
-        return self.decisions[-1].computed or self._step == self.config.num_inference_steps
+        is_last = self._step == self.config.num_inference_steps
+        return self.decisions[-1].computed or (unconditional and is_last)
 
     def reset(self) -> None:
         """Forget the clip and its decisions."""
@@ -262,8 +265,11 @@ class _SignalHook(ModelHook):
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         branch = self.branches.get_state()
-        leads = self.branches.context.name == LEADING_CONTEXT
-        computing = self.gate.lead(output[1]) if leads else self.gate.follow()
+        context = self.branches.context.name
+        if context == LEADING_CONTEXT:
+            computing = self.gate.lead(output[1])
+        else:
+            computing = self.gate.follow(unconditional=context == UNCONDITIONAL_CONTEXT)
         if branch.clip != self.gate.clip:
             branch.reset()
             branch.clip = self.gate.clip

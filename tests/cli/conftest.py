@@ -82,7 +82,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every model look installed, for runs that a recorded runner plays."""
     for spec in registry.model_specs().values():
         for part in spec.parts:
-            (tmp_path / "home" / "models" / spec.weights / part).mkdir(parents=True)
+            (tmp_path / "home" / "models" / spec.weights / part).mkdir(parents=True, exist_ok=True)
 
 
 @pytest.fixture

@@ -9,6 +9,15 @@ from PIL import Image
 
 BAD_VALUES = [
     (["--style", "ghilbi"], "unknown style 'ghilbi'"),
+    (["--style", "ghilbi:0.5"], "unknown style 'ghilbi'"),
+    (["--style", "ink+"], "--style lacks a name before or after a sign, got 'ink+'"),
+    (["--style", "ghibli:1.5"], "--style takes a weight above 0 and at most 1 behind the colon"),
+    (["--style", "ghibli:0.6+ink:0.5"], "--style takes weights that add up to 1 at most"),
+    (["--style", "ghibli:1+ink"], "--style leaves nothing for ink, got 'ghibli:1+ink'"),
+    (["--style", "ink+ink"], "--style names ink twice, got 'ink+ink'"),
+    (["--style", "all"], "--style makes one video, got 'all'"),
+    (["--style", "ink+none"], "--style none stands alone, got 'ink+none'"),
+    (["--style", "ghibli..ink"], "--style cannot morph from one style to another yet"),
     (["--model", "osp-min"], "unknown model 'osp-min'"),
     (["--cutoff", "1.5"], "--cutoff is a percentile between 0 and 1, got 1.5"),
     (["--cutoff", "-0.1"], "--cutoff is a percentile between 0 and 1, got -0.1"),
@@ -110,7 +119,7 @@ def test_bad_value(osp, away, picture, requests, args, sentence):
 def test_nearest_names_are_offered(osp, picture):
     assert "did you mean ghibli" in osp("generate", "cat.png", "-s", "ghilbi").err
     assert "did you mean 3d-rendering?" in osp("generate", "cat.png", "-s", "3d").err
-    assert "did you mean osp-mini?" in osp("generate", "cat.png", "-m", "mini").err
+    assert "did you mean osp-mini or osp-mini-live?" in osp("generate", "cat.png", "-m", "mini").err
     assert "did you mean" not in osp("generate", "cat.png", "-s", "anime").err
     assert "watercolor" in osp("generate", "cat.png", "-s", "anime").err
 

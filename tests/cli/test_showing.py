@@ -26,7 +26,7 @@ layers = st.fixed_dictionaries(
     optional={
         "prompt": words,
         "negative_prompt": words,
-        "style": st.sampled_from(["ink", "none"]),
+        "style": st.sampled_from(["ink", "none", "ghibli:0.5", "ink+oil", "ghibli:0.3+ink:0.5"]),
         "output": words.filter(bool),
         "size": st.builds(Size, st.integers(0, 9999), st.integers(0, 9999)),
         "num_frames": st.integers(-9, 10**6),
@@ -178,6 +178,24 @@ def test_a_plan_in_lines(capsys):
         "disk": "at most 0.4 MB",
         "time": "about 90 s of sampling",
     }
+
+
+@pytest.mark.parametrize(
+    ("style", "guidance", "passes", "text"),
+    [
+        ("ghibli:0.5", 1.0, 2, "0.5 ghibli + 0.5 unstyled, 2 passes a step, not 1"),
+        ("ink+oil", 1.0, 2, "0.5 ink + 0.5 oil, 2 passes a step, not 1"),
+        ("ghibli:0.3+ink:0.5", 5.0, 4,
+         "0.3 ghibli + 0.5 ink + 0.2 unstyled, 4 passes a step, not 2"),
+        ("ink", 5.0, 2, None),
+        (None, 1.0, 1, None),
+    ],
+)  # fmt: skip
+def test_a_plan_says_what_a_mixture_of_styles_costs(capsys, style, guidance, passes, text):
+    plan = replace(PLAN, guidance=guidance, passes_per_step=passes)
+    show_plan(plan, GenerateRequest(image=Path("cat.png"), seed=7, style=style))
+    rows = {line[:9].strip(): line[10:] for line in capsys.readouterr().out.splitlines()}
+    assert rows.get("style") == text
 
 
 @pytest.mark.parametrize(

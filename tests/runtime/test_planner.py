@@ -65,6 +65,29 @@ def test_auto_is_the_cards_dtype(weights, model):
     assert plan_for(weights, model, dtype="float16").dtype == "float16"
 
 
+@pytest.mark.parametrize(
+    ("style", "guidance", "passes"),
+    [
+        (None, 1.0, 1),
+        (None, 5.0, 2),
+        ("ink", 1.0, 1),
+        ("ink:1", 5.0, 2),
+        ("ink:0.5", 1.0, 2),
+        ("ink+oil", 1.0, 2),
+        ("ink:0.3+oil:0.5", 5.0, 4),
+    ],
+)
+def test_each_look_of_a_mixture_is_a_pass_more(style, guidance, passes):
+    weights = find_model("osp-mini").weights_dir()
+    plan = plan_for(weights, style=style, guidance_scale=guidance)
+    assert plan.passes_per_step == passes
+    once = plan_for(weights, guidance_scale=1.0)
+    assert plan.operations == pytest.approx(passes * once.operations)
+    assert with_time(plan, 1e12).expected_seconds == pytest.approx(
+        passes * with_time(once, 1e12).expected_seconds, rel=0.01
+    )
+
+
 def test_more_of_anything_needs_more_memory(weights):
     base = plan_for(weights, num_frames=25, dtype="bfloat16").expected_peak_bytes
     more = [

@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from osp_cli import __version__
+from osp_cli.cli.app import main
+from osp_cli.dials import step_cache
 from osp_cli.errors import (
     BatchPartlyFailedError,
     InterruptedRunError,
@@ -196,6 +198,55 @@ def test_a_style_changes_what_the_model_reads(request_for):
     assert ink["full_prompt"] == "ink painting style, pan left"
     assert plain["full_prompt"] == "pan left"
     assert (read_video("ink.mp4") != read_video("plain.mp4")).any()
+
+
+MIXTURE = "ghibli:0.3+ink:0.5"
+
+
+def test_a_whole_weight_changes_nothing(request_for):
+    list(run(request_for(style="ink", output=Path("one.mp4"))))
+    list(run(request_for(style="INK:1.0", output=Path("two.mp4"))))
+    assert Path("one.mp4").read_bytes() == Path("two.mp4").read_bytes()
+
+
+def test_a_weight_lies_between_unstyled_and_styled(request_for):
+    def frames(style):
+        # As pictures: what a codec leaves out is more than styles differ in this tiny model.
+        folder = Path(style.replace(":", "-"))
+        list(run(request_for(style=style, output=folder / "%d.png", makes_folder=True)))
+        return np.stack([np.asarray(Image.open(p), float) for p in sorted(folder.glob("*.png"))])
+
+    plain, half, full = frames("none"), frames("ink:0.5"), frames("ink")
+    apart = np.abs(full - plain).mean()
+    assert 0 < np.abs(half - plain).mean() < apart
+    assert 0 < np.abs(half - full).mean() < apart
+
+
+@pytest.mark.parametrize("cache", ["none", "fbcache:0.3", "magcache"])
+def test_an_interrupted_mixture_is_finished_to_the_same_bytes(request_for, cache):
+    dials = {"style": MIXTURE, "num_inference_steps": 4, "cache": step_cache(cache)}
+    list(run(request_for(**dials, output=Path("whole.mp4"))))
+    stop = StopSignal()
+    with pytest.raises(InterruptedRunError):
+        for event in run(request_for(**dials), stop=stop):
+            if isinstance(event, StepDone) and event.step == 2:
+                stop._signum = 2
+    assert left(Path()) == ["cat.png", "clip.latents.safetensors", "whole.mp4", "whole.mp4.json"]
+    events = list(run(request_for(**dials)))
+    assert len(of(events, StepDone)) == 2
+    assert Path("clip.mp4").read_bytes() == Path("whole.mp4").read_bytes()
+    # Another mixture is another clip.
+    assert read_recipe("clip.mp4")["style"] == MIXTURE
+
+
+def test_the_recipe_of_a_mixture_makes_it_again(request_for, capsys):
+    request = request_for(style=MIXTURE)
+    list(run(request))
+    assert read_recipe("clip.mp4")["full_prompt"] == request.full_prompt
+    made = Path("clip.mp4").read_bytes()
+    assert main(["generate", "--from", "clip.mp4", "-o", "again.mp4", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    assert Path("again.mp4").read_bytes() == made
 
 
 # --- the recipe ------------------------------------------------------------------------------

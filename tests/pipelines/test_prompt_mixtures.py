@@ -1,0 +1,172 @@
+"""Several prompts for one clip: the weighted mean of their velocities, and no more than that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from osp_cli.pipelines.flash_i2v import SamplingState
+from osp_cli.sampling.step_cache import (
+    FBCacheConfig,
+    MagCacheConfig,
+    NoCacheConfig,
+    TeaCacheConfig,
+)
+from osp_cli.style_mix import WeightedPrompt
+
+STYLED, OTHER, PLAIN = "ghibli style, pan left", "ink painting style, snow falls fast", "pan left"
+STEPS = 6
+CACHES = {
+    "none": NoCacheConfig(),
+    "teacache": TeaCacheConfig(
+        coefficients=(1.0, 0.0),
+        source="a test",
+        num_inference_steps=STEPS,
+        threshold=1e9,
+        num_start_steps=2,
+    ),
+    "fbcache": FBCacheConfig(threshold=5.0),
+    "magcache": MagCacheConfig(
+        num_inference_steps=STEPS, mag_ratios=(1.0, 0.99), threshold=0.05, retention_ratio=0.1
+    ),
+}
+every_cache = pytest.mark.parametrize("cache", CACHES.values(), ids=CACHES)
+every_guidance = pytest.mark.parametrize("scale", [1.0, 3.0], ids=["unguided", "guided"])
+
+
+def mixed(inputs, *prompts, **changes):
+    """The inputs with these `(prompt, weight)` pairs."""
+    (first, _), *also = prompts
+    return replace(
+        inputs, prompt=first, also=tuple(WeightedPrompt(*pair) for pair in also), **changes
+    )
+
+
+@torch.no_grad()
+def latents_of(pipeline, inputs, state=None):
+    with pipeline.sampling(inputs, pipeline.condition(inputs), state) as sampling:
+        for _ in sampling.steps():
+            pass
+    return sampling.latents
+
+
+@torch.no_grad()
+def velocity_of(pipeline, inputs):
+    noise = pipeline.initial_noise(inputs)
+    conditions = pipeline.condition(inputs)
+    time = torch.tensor(900.0)
+    return pipeline.velocity(noise, time, conditions, noise, inputs.guidance_scale)
+
+
+@every_guidance
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.3, 0.5), (0.9, 0.1)])
+def test_the_velocity_is_the_weighted_mean(pipeline, inputs, scale, weights):
+    inputs = replace(inputs, guidance_scale=scale)
+    texts = (STYLED, OTHER, PLAIN)[: len(weights)]
+    alone = [velocity_of(pipeline, replace(inputs, prompt=text)) for text in texts]
+    mean = sum(weight * v for weight, v in zip(weights, alone, strict=True))
+    made = velocity_of(pipeline, mixed(inputs, *zip(texts, weights, strict=True)))
+    torch.testing.assert_close(made, mean)
+    assert not torch.allclose(made, alone[0])
+
+
+def test_all_passes_of_a_step_differ_in_the_prompt_alone(pipeline, inputs, calls):
+    latents_of(pipeline, mixed(inputs, (STYLED, 0.5), (OTHER, 0.2), (PLAIN, 0.3)))
+    # Three prompts and guidance, three steps.
+    assert len(calls) == 4 * 3
+    for start in range(0, 12, 4):
+        first, *others = calls[start : start + 4]
+        for other in others:
+            assert torch.equal(first.hidden_states, other.hidden_states)
+            assert torch.equal(first.features, other.features)
+            assert torch.equal(first.timestep, other.timestep)
+            assert not torch.allclose(first.context, other.context)
+            # The picture stands in all of them.
+            assert torch.equal(first.context[:, 96:], other.context[:, 96:])
+
+
+@every_cache
+@every_guidance
+def test_a_prompt_mixed_with_itself_is_that_prompt(pipeline, inputs, cache, scale):
+    """Each cache treats all prompts of a step alike."""
+    inputs = replace(inputs, num_inference_steps=STEPS, step_cache=cache, guidance_scale=scale)
+    alone = latents_of(pipeline, replace(inputs, prompt=STYLED))
+    # A half is exact in binary: not even a bit may differ.
+    assert torch.equal(latents_of(pipeline, mixed(inputs, (STYLED, 0.5), (STYLED, 0.5))), alone)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_the_distance_to_the_unstyled_clip_grows_with_the_weight(pipeline, inputs, steps):
+    inputs = replace(inputs, num_inference_steps=steps, guidance_scale=1.0)
+    plain = latents_of(pipeline, replace(inputs, prompt=PLAIN))
+    clips = [
+        latents_of(pipeline, mixed(inputs, (STYLED, weight), (PLAIN, 1 - weight)))
+        for weight in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
+    clips.append(latents_of(pipeline, replace(inputs, prompt=STYLED)))
+    distances = [(clip - plain).norm().item() for clip in clips]
+    assert all(near < far for near, far in pairwise([0.0, *distances]))
+    # No jump at either end: the weights are those of a mean.
+    assert distances[0] == pytest.approx(0.1 * distances[-1], rel=0.2)
+    assert distances[-2] == pytest.approx(0.9 * distances[-1], rel=0.2)
+
+
+def test_a_mixture_of_two_lies_between_them(pipeline, inputs):
+    one = latents_of(pipeline, replace(inputs, prompt=STYLED))
+    other = latents_of(pipeline, replace(inputs, prompt=OTHER))
+    between = latents_of(pipeline, mixed(inputs, (STYLED, 0.5), (OTHER, 0.5)))
+    apart = (one - other).norm()
+    assert 0.3 * apart < (between - one).norm() < 0.7 * apart
+    assert 0.3 * apart < (between - other).norm() < 0.7 * apart
+    # Near the straight line, not somewhere else at those distances.
+    assert (between - (one + other) / 2).norm() < 0.2 * apart
+
+
+@every_cache
+@every_guidance
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_mixture_goes_on_to_the_same_bits(pipeline, inputs, cache, scale, step):
+    changes = {"num_inference_steps": STEPS, "step_cache": cache, "guidance_scale": scale}
+    inputs = mixed(inputs, (STYLED, 0.3), (OTHER, 0.5), (PLAIN, 0.2), sampler="unipc", **changes)
+    expected = latents_of(pipeline, inputs)
+    with torch.no_grad(), pipeline.sampling(inputs, pipeline.condition(inputs)) as sampling:
+        for _ in sampling.steps():
+            if sampling.step == step:
+                break
+        state = sampling.state()
+    # As from a file: new tensors, nothing shared.
+    state = SamplingState(
+        state.latents.clone(),
+        state.step,
+        {name: tensor.clone() for name, tensor in state.solver.items()},
+        {name: tensor.clone() for name, tensor in state.cache.items()},
+    )
+    assert torch.equal(latents_of(pipeline, inputs, state), expected)
+
+
+@pytest.mark.parametrize("kind", ["teacache", "fbcache", "magcache"])
+def test_a_cache_remembers_each_prompt_by_itself(pipeline, inputs, kind):
+    """What one prompt has left behind is not used for another: that would mix up the styles."""
+    changes = {"num_inference_steps": STEPS, "step_cache": CACHES[kind]}
+    inputs = mixed(inputs, (STYLED, 0.3), (OTHER, 0.5), (PLAIN, 0.2), **changes)
+    with torch.no_grad(), pipeline.sampling(inputs, pipeline.condition(inputs)) as sampling:
+        for _ in sampling.steps():
+            if sampling.step == 3:
+                break
+        state = sampling.state().cache
+    part = "tail" if kind == "fbcache" else "residual"
+    contexts = ("cond", "cond1", "cond2", "uncond")
+    kept = [state[f"{kind}.{part}.{context}"] for context in contexts]
+    for index, one in enumerate(kept):
+        assert not any(torch.equal(one, other) for other in kept[index + 1 :])
+    assert set(sampling.cache.entered) == {*contexts}
+    assert sampling.cache.entered.total() == 4 * 3
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.5, 0.5), (-0.1,), (0.0, 0.5), (float("nan"),)])
+def test_impossible_weights_are_refused(inputs, weights):
+    with pytest.raises(ValueError, match="leave some of 1"):
+        replace(inputs, also=tuple(WeightedPrompt("x", weight) for weight in weights))

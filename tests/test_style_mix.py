@@ -1,0 +1,225 @@
+"""Styles by weight: what is read, what is refused, and what the model gets to read."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from osp_cli.errors import InvalidRequestError
+from osp_cli.registry import find_model, find_style, style_presets
+from osp_cli.style_mix import (
+    WeightedPrompt,
+    prompts_of_recipe,
+    prompts_to_recipe,
+    read_style,
+)
+
+names = st.sampled_from(sorted(style_presets()))
+some_names = st.lists(names, min_size=1, max_size=5, unique=True)
+
+
+@st.composite
+def weighted(draw) -> dict[str, float]:
+    """Different styles with weights that add up to 1 at most."""
+    chosen = draw(some_names)
+    raw = [draw(st.floats(0.01, 1)) for _ in chosen]
+    total = math.fsum(raw) / draw(st.floats(0.05, 1))
+    return {name: weight / total for name, weight in zip(chosen, raw, strict=True)}
+
+
+def written(weights: dict[str, float]) -> str:
+    return "+".join(f"{name}:{weight!r}" for name, weight in weights.items())
+
+
+def shares(text: str) -> dict[str, float]:
+    mix = read_style(text)
+    assert mix is not None
+    return {preset.name: weight for preset, weight in mix.parts}
+
+
+def refusal(text: str) -> InvalidRequestError:
+    with pytest.raises(InvalidRequestError) as caught:
+        read_style(text)
+    return caught.value
+
+
+@given(weighted())
+def test_given_weights_are_kept_and_the_rest_is_unstyled(weights):
+    mix = read_style(written(weights))
+    assert shares(written(weights)) == weights
+    assert mix.unstyled == pytest.approx(1 - sum(weights.values()), abs=1e-8)
+
+
+@given(some_names)
+def test_styles_without_weights_share_equally(chosen):
+    assert shares("+".join(chosen)) == dict.fromkeys(chosen, pytest.approx(1 / len(chosen)))
+    assert read_style("+".join(chosen)).unstyled == 0
+
+
+@given(weighted(), names)
+def test_a_style_without_a_weight_takes_what_is_left(weights, other):
+    weights.pop(other, None)
+    left = 1 - sum(weights.values())
+    if weights and left > 1e-6:
+        mixed = shares(f"{other}+{written(weights)}")
+        assert mixed == {**weights, other: pytest.approx(left)}
+
+
+@given(weighted() | some_names.map(lambda chosen: dict.fromkeys(chosen)), st.randoms())
+def test_the_order_says_nothing_and_the_canonical_text_is_read_as_itself(weights, random):
+    parts = [name if weight is None else f"{name}:{weight!r}" for name, weight in weights.items()]
+    mix = read_style("+".join(parts))
+    random.shuffle(parts)
+    assert read_style("+".join(parts)) == mix
+    assert str(read_style(str(mix))) == str(mix)
+    assert read_style(str(mix)) == mix
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("ghibli", "ghibli"),
+        ("Ghibli", "ghibli"),
+        (" GHIBLI : 0.50 ", "ghibli:0.5"),
+        ("ghibli:1", "ghibli"),
+        ("ghibli:1e0", "ghibli"),
+        ("Pixel Art + fairy_tale", "fairy-tale+pixel-art"),
+        ("watercolor+ink", "ink+watercolor"),
+        ("ink:.5+oil:.5", "ink+oil"),
+        ("ghibli:0.3+ink:0.5", "ghibli:0.3+ink:0.5"),
+        ("ink+ghibli:0.3", "ghibli:0.3+ink:0.7"),
+        ("ink:0.1+oil:0.2+lego:0.7", "ink:0.1+lego:0.7+oil:0.2"),
+    ],
+)
+def test_canonical_text(text, canonical):
+    assert str(read_style(text)) == canonical
+
+
+@pytest.mark.parametrize("text", ["none", "None", " NONE "])
+def test_none_is_no_style(text):
+    assert read_style(text) is None
+
+
+def test_decimal_fractions_leave_nothing_unstyled():
+    # 0.1 + 0.2 + 0.7 is a little less than 1 to a computer.
+    assert read_style("ink:0.1+oil:0.2+lego:0.7").unstyled == 0
+    assert len(read_style("ink:0.1+oil:0.2+lego:0.7").prompts_for(find_model("osp-mini"), "")) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("ghilbi:0.5", "unknown style 'ghilbi'", "did you mean ghibli"),
+        ("ink+oyl", "unknown style 'oyl'", "the styles are"),
+        ("", "unknown style ''", "the styles are"),
+        ("ghibli:0", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:1.01", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:-0.5", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:nan", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:inf", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:50%", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:0.5:0.5", "above 0 and at most 1", "ghibli:0.5"),
+        ("ghibli:0.6+ink:0.9", "add up to 1 at most", "--style ghibli:0.4+ink:0.6 keeps"),
+        ("ghibli:0.6+ink:0.9+oil", "add up to 1 at most", "--style ghibli:0.2+ink:0.3+oil keeps"),
+        ("ghibli:1+ink", "leaves nothing for ink", "--style ghibli+ink"),
+        ("ink+ink", "names ink twice", "--style ink"),
+        ("ink:0.2+oil+INK:0.3", "names ink twice", "--style ink+oil"),
+        ("all", "--style makes one video", "--from-file"),
+        ("ink+all", "--style makes one video", "--from-file"),
+        ("ghibli+none", "none stands alone", "ghibli:0.5"),
+        ("none:0.5", "none stands alone", "ghibli:0.5"),
+        ("ghibli..ink", "cannot morph from one style to another yet", "--style ghibli+ink blends"),
+        ("ghibli:0.2..ink:1", "cannot morph", "--style ghibli+ink blends"),
+        ("..", "cannot morph", "--style ghibli+ink blends"),
+        ("ink+", "lacks a name", "ink+watercolor"),
+        ("+ink", "lacks a name", "ink+watercolor"),
+        (":0.5", "lacks a name", "ghibli:0.5"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_what_to_write(text, message, hint):
+    error = refusal(text)
+    assert message in error.message
+    assert hint in error.hint
+    assert "\n" not in error.message
+
+
+@given(st.dictionaries(names, st.floats(1e-320, 1), min_size=2, max_size=5), st.booleans())
+def test_the_weights_offered_for_too_large_ones_are_accepted(weights, waiting):
+    text = written(weights)
+    others = [name for name in style_presets() if name not in weights]
+    if math.fsum(weights.values()) <= 1 + 1e-6:
+        return
+    text += f"+{others[0]}" if waiting else ""
+    offered = refusal(text).hint.split()[1]
+    assert shares(offered).keys() == weights.keys() | ({others[0]} if waiting else set())
+
+
+@given(st.text(st.sampled_from("ginkol:+. 0159eE-_%"), max_size=16))
+def test_any_text_is_read_or_refused_in_a_sentence(text):
+    try:
+        mix = read_style(text)
+    except InvalidRequestError as error:
+        assert error.message
+        assert error.hint
+    else:
+        assert mix is None or str(read_style(str(mix))) == str(mix)
+
+
+# --- what the model reads ----------------------------------------------------------------------
+
+
+@given(weighted())
+def test_prompts_add_up_to_one_with_the_unstyled_one_last(weights):
+    spec = find_model("osp-mini")
+    prompts = read_style(written(weights)).prompts_for(spec, "it snows")
+    assert math.fsum(weight for _, weight in prompts) == pytest.approx(1)
+    styled = [find_style(name).prompt_for(spec, "it snows") for name in sorted(weights)]
+    assert [text for text, _ in prompts[: len(weights)]] == styled
+    assert [text for text, _ in prompts[len(weights) :]] in ([], ["it snows"])
+
+
+def test_a_whole_style_is_one_prompt():
+    spec = find_model("osp-mini")
+    assert read_style("ink:1").prompts_for(spec, "x") == (
+        WeightedPrompt("ink painting style, x", 1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "strongest"),
+    [("ghibli:0.1", "ghibli"), ("ghibli:0.3+ink:0.5", "ink"), ("oil+ink", "ink")],
+)
+def test_the_strongest_style_is_told(text, strongest):
+    assert read_style(text).strongest.name == strongest
+
+
+@given(weighted())
+def test_prompts_go_through_a_recipe(weights):
+    prompts = read_style(written(weights)).prompts_for(find_model("osp-mini"), "x")
+    value = json.loads(json.dumps(prompts_to_recipe(prompts)))
+    back = prompts_of_recipe(value)
+    assert back == prompts or (len(prompts) == 1 and back == (prompts[0]._replace(weight=1.0),))
+    assert isinstance(value, str) == (len(prompts) == 1)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        3,
+        [],
+        [{"prompt": "a", "weight": 0.4}],
+        [{"prompt": "a", "weight": 0.4}, {"prompt": "b", "weight": 0.4}],
+        [{"prompt": "a", "weight": 1.5}, {"prompt": "b", "weight": -0.5}],
+        [{"prompt": 1, "weight": 0.5}, {"prompt": "b", "weight": 0.5}],
+        ["a", "b"],
+    ],
+)
+def test_prompts_of_a_recipe_that_was_tampered_with_are_refused(value):
+    with pytest.raises(InvalidRequestError, match="full_prompt"):
+        prompts_of_recipe(value)
