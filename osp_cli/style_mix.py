@@ -8,7 +8,7 @@ two are halves. The order says nothing, so the canonical text is in alphabetical
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Context
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from osp_cli.registry import ModelSpec, StylePreset, find_style, style_presets
 
 NO_STYLE = "none"
 
-# Decimal fractions add up to 1 only nearly, and so little of a look could not be seen.
+# Decimal fractions add up to 1 only nearly; so little of a look could not be seen either.
 _NOTHING = 1e-9
 
 
@@ -68,7 +68,8 @@ class StyleMix:
     @property
     def unstyled(self) -> float:
         """The share of the unstyled look."""
-        rest = 1 - math.fsum(weight for _, weight in self.parts)
+        # Rounded, as 1 - 0.3 - 0.5 is not quite 0.2 to a computer.
+        rest = round(weight_left(weight for _, weight in self.parts), 12)
         return rest if rest > _NOTHING else 0.0
 
     def prompts_for(self, spec: ModelSpec, prompt: str) -> tuple[WeightedPrompt, ...]:
@@ -107,6 +108,11 @@ def read_style(text: str) -> StyleMix | None:
         )
     shares = _shares(named, text)
     return StyleMix(tuple(StylePart(find_style(name), shares[name]) for name in sorted(shares)))
+
+
+def weight_left(weights: Iterable[float]) -> float:
+    """What these leave to 1, never below 0."""
+    return max(0.0, 1 - math.fsum(weights))
 
 
 def prompts_to_recipe(prompts: Sequence[WeightedPrompt]) -> str | list[dict[str, Any]]:
@@ -201,7 +207,7 @@ def _shares(named: Mapping[str, float | None], text: str) -> dict[str, float]:
     """The weight of each style, those included that were given none."""
     given = {name: weight for name, weight in named.items() if weight is not None}
     total = math.fsum(given.values())
-    left = max(0.0, 1 - total)
+    left = weight_left(given.values())
     waiting = [name for name in named if name not in given]
     if total > 1 + _NOTHING:
         better = "+".join([_written(_scaled(given, total, room=bool(waiting))), *waiting])

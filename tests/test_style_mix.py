@@ -52,6 +52,7 @@ def test_given_weights_are_kept_and_the_rest_is_unstyled(weights):
     mix = read_style(written(weights))
     assert shares(written(weights)) == weights
     assert mix.unstyled == pytest.approx(1 - sum(weights.values()), abs=1e-8)
+    assert 0 <= mix.unstyled < 1
 
 
 @given(some_names)

@@ -37,7 +37,7 @@ from osp_cli.sampling.step_cache import (
     StepCacheConfig,
     enable_step_cache,
 )
-from osp_cli.style_mix import WeightedPrompt
+from osp_cli.style_mix import WeightedPrompt, weight_left
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +76,9 @@ class SamplingInputs:
     also: tuple[WeightedPrompt, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.also and not (min(w for _, w in self.also) > 0 and self.prompt_weight > 0):
-            raise ValueError(f"weights must be positive and leave some of 1, got {self.also}")
-
-    @property
-    def prompt_weight(self) -> float:
-        """The weight of `prompt`."""
-        return 1 - math.fsum(weight for _, weight in self.also)
+        weights = [weight for _, weight in self.also]
+        if not (all(weight > 0 for weight in weights) and math.fsum(weights) < 1 + 1e-6):
+            raise ValueError(f"weights must be positive and add up to 1 at most, got {weights}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +239,7 @@ class FlashI2VPipeline:
         cond = run(conditional_context(0), conditions.cond)
         if conditions.also:
             # A lone prompt is not even multiplied by 1.
-            cond = cond * (1 - math.fsum(weight for _, weight in conditions.also))
+            cond = cond * weight_left(weight for _, weight in conditions.also)
         for number, (context, weight) in enumerate(conditions.also, 1):
             cond = cond + weight * run(conditional_context(number), context)
         if conditions.uncond is None:

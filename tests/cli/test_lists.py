@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from osp_cli import __version__
+from osp_cli.cli import console
 from osp_cli.registry import model_specs, style_presets
+from osp_cli.style_mix import read_style
 
 
 def test_styles_one_line_each(osp):
@@ -15,6 +18,15 @@ def test_styles_one_line_each(osp):
     assert (outcome.code, outcome.err) == (0, "")
     rows = [line.split("\t") for line in outcome.out.splitlines()]
     assert rows == [[preset.name, preset.description] for preset in style_presets().values()]
+
+
+def test_a_terminal_is_told_how_styles_are_mixed(osp, monkeypatch):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    last = osp("styles").out.splitlines()[-1]
+    for example in re.findall(r"--style (\S+?),? *(?=$|a )", last):
+        assert read_style(example) is not None
+    assert "--style ghibli:0.5" in last
+    assert "--style ink+watercolor" in last
 
 
 def test_styles_as_json(osp):

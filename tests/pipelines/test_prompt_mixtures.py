@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from osp_cli.pipelines.flash_i2v import SamplingState
+from osp_cli.registry import find_model
 from osp_cli.sampling.step_cache import (
     FBCacheConfig,
     MagCacheConfig,
     NoCacheConfig,
     TeaCacheConfig,
 )
-from osp_cli.style_mix import WeightedPrompt
+from osp_cli.style_mix import WeightedPrompt, read_style
 
 STYLED, OTHER, PLAIN = "ghibli style, pan left", "ink painting style, snow falls fast", "pan left"
 STEPS = 6
@@ -98,6 +99,12 @@ def test_a_prompt_mixed_with_itself_is_that_prompt(pipeline, inputs, cache, scal
     assert torch.equal(latents_of(pipeline, mixed(inputs, (STYLED, 0.5), (STYLED, 0.5))), alone)
 
 
+def test_next_to_nothing_of_a_style_is_the_unstyled_clip(pipeline, inputs):
+    mix = read_style("ghibli:1e-300").prompts_for(find_model("osp-mini"), PLAIN)
+    plain = latents_of(pipeline, replace(inputs, prompt=PLAIN))
+    torch.testing.assert_close(latents_of(pipeline, mixed(inputs, *mix)), plain)
+
+
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_the_distance_to_the_unstyled_clip_grows_with_the_weight(pipeline, inputs, steps):
     inputs = replace(inputs, num_inference_steps=steps, guidance_scale=1.0)
@@ -166,7 +173,7 @@ def test_a_cache_remembers_each_prompt_by_itself(pipeline, inputs, kind):
     assert sampling.cache.entered.total() == 4 * 3
 
 
-@pytest.mark.parametrize("weights", [(1.0,), (0.5, 0.5), (-0.1,), (0.0, 0.5), (float("nan"),)])
+@pytest.mark.parametrize("weights", [(1.1,), (0.5, 0.6), (-0.1,), (0.0, 0.5), (float("nan"),)])
 def test_impossible_weights_are_refused(inputs, weights):
-    with pytest.raises(ValueError, match="leave some of 1"):
+    with pytest.raises(ValueError, match="add up to 1 at most"):
         replace(inputs, also=tuple(WeightedPrompt("x", weight) for weight in weights))

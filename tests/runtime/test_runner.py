@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from osp_cli import __version__
+from osp_cli import __version__, registry
 from osp_cli.cli.app import main
 from osp_cli.dials import step_cache
 from osp_cli.errors import (
@@ -51,6 +51,7 @@ from osp_cli.runtime import freezing, runner, settling
 from osp_cli.runtime.batch import run_batch
 from osp_cli.runtime.contact import run_contact
 from osp_cli.runtime.loading import PARTS, load_parts
+from osp_cli.runtime.models import Models
 from osp_cli.runtime.replay import refuse_unfinished
 from osp_cli.runtime.runner import run
 from osp_cli.runtime.settling import preview_plan
@@ -521,6 +522,25 @@ def test_a_preview_is_drawn_while_sampling_and_goes_with_the_clip(request_for, a
                 sizes.append((event.step, strip.size[0] > 3 * strip.size[1]))
     assert sizes == [(2, True), (4, True), (6, True), (8, True)]
     assert left(away) == ["cat.png", "clip.mp4", "clip.mp4.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "loads"),
+    [
+        ({"defaults": {"num_inference_steps": 4}, "magcache": None, "title": "Quick"}, 0),
+        ({"max_sequence_length": 48}, 3),
+    ],
+)
+def test_cards_of_the_same_weights_share_what_is_loaded(
+    request_for, tiny_card, monkeypatch, change, loads
+):
+    other = replace(tiny_card, name="other", **change)
+    specs = {**registry.model_specs(), "other": other}
+    monkeypatch.setattr(registry, "model_specs", lambda: specs)
+    models = Models()
+    assert len(of(run(request_for(), models=models), Loaded)) == 3
+    second = request_for(model="other", output=Path("two.mp4"))
+    assert len(of(run(second, models=models), Loaded)) == loads
 
 
 def test_a_batch_loads_once_and_goes_on_after_a_failure(request_for, away):
