@@ -337,6 +337,27 @@ def test_a_line_beats_the_flags_and_they_the_stored(away):
 
 
 @pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("a --style 'Oil + ink:0.3'\nb --style=ghibli:.5\nc", "jobs.txt"),
+        ('{"prompt": "a", "style": "ink:0.3+oil:0.7"}\n'
+         '{"prompt": "b", "style": "ghibli:0.50"}\n{"prompt": "c"}', "jobs.jsonl"),
+        ("prompt,style\na,oil+ink:0.3\nb,ghibli:0.5\nc,", "jobs.csv"),
+    ],
+)  # fmt: skip
+def test_lines_and_stored_settings_know_mixtures_of_styles(away, lines, name):
+    stored = [Layer("osp.toml", {"style": "ink + watercolor"})]
+    made = batch(lines, name, flags={"seed": Seeds([7])}, stored=stored)
+    styles = ["ink:0.3+oil:0.7", "ghibli:0.5", "ink+watercolor"]
+    assert [item.style for item in made.requests] == styles
+    assert [str(item.output) for item in made.requests] == [
+        "cat-1-ink-0.3+oil-0.7-7.mp4",
+        "cat-2-ghibli-0.5-7.mp4",
+        "cat-3-ink+watercolor-7.mp4",
+    ]
+
+
+@pytest.mark.parametrize(
     ("flags", "line", "field", "value"),
     [
         ({"num_frames": 9}, "--seconds 1", "num_frames", 17),
@@ -413,6 +434,7 @@ def test_two_lines_never_write_one_file(away, template):
     [
         ("a --steps 0", "jobs.txt, line 1: --steps must be 1 to 1000, got 0"),
         ("a --style inc", "jobs.txt, line 1: unknown style 'inc'"),
+        ("a --style ink+ink", "jobs.txt, line 1: --style names ink twice, got 'ink+ink'"),
         ("a --stile ink", "jobs.txt, line 1: unknown name 'stile'"),
         ("a --image -", "jobs.txt, line 1: image names a file, stdin can be read only once"),
         ("a --frames 9 --seconds 1", "jobs.txt, line 1: --frames and --seconds say the same"),
