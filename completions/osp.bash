@@ -55,7 +55,10 @@ _osp_takes_value() {
             'generate --model' | 'generate -m' | \
             'generate --device' | \
             'generate --dtype' | \
-            'generate --config') return 0 ;;
+            'generate --config' | \
+            'bench --photos' | \
+            'bench --out' | \
+            'bench --weights') return 0 ;;
     esac
     return 1
 }
@@ -74,6 +77,9 @@ _osp_values() {
         'generate --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
         'generate --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
         'generate --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+        'bench --photos') _osp_files "$3" '*' ;;
+        'bench --out') _osp_files "$3" '*' ;;
+        'bench --weights') _osp_files "$3" '*' ;;
     esac
 }
 
@@ -85,6 +91,7 @@ _osp_options() {
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'bench') _osp_words "$2" '--quick' '--photos' '--out' '--weights' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'completion') _osp_words "$2" '--debug' '--help' '-h' ;;
         'schema') _osp_words "$2" '--debug' '--help' '-h' ;;
     esac
@@ -94,9 +101,10 @@ _osp_options() {
 _osp_arguments() {
     case "$1 $2" in
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
+        'bench 0') _osp_words "$3" 'mini' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
-        ' 0') _osp_words "$3" 'generate' 'styles' 'models' 'doctor' 'completion' 'schema' ;;
+        ' 0') _osp_words "$3" 'generate' 'styles' 'models' 'doctor' 'bench' 'completion' 'schema' ;;
     esac
 }
 

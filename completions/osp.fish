@@ -35,7 +35,10 @@ function __osp_place
         'generate -m' \
         'generate --device' \
         'generate --dtype' \
-        'generate --config'
+        'generate --config' \
+        'bench --photos' \
+        'bench --out' \
+        'bench --weights'
     set -l words (commandline -opc)
     set -e words[1]
     set -l inside osp
@@ -154,6 +157,11 @@ function __osp_values_style
         'none' 'No style'
 end
 
+function __osp_values_subject
+    printf '%s\t%s\n' \
+        'mini' 'The built-in model, on photos that its training never saw'
+end
+
 complete -c osp -f
 complete -c osp -n '__osp_in osp' -l 'version' -d 'Show the version and exit'
 complete -c osp -n '__osp_in osp' -s 'V' -d 'Show the version and exit'
@@ -224,6 +232,18 @@ complete -c osp -n '__osp_in doctor' -l 'json' -d 'One JSON object per line on s
 complete -c osp -n '__osp_in doctor' -l 'debug' -d 'Show a traceback with an error'
 complete -c osp -n '__osp_in doctor' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in doctor' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at osp 0' -a 'bench' -d 'Measure a model against what is promised of it'
+complete -c osp -n '__osp_in bench' -l 'quick' -d 'Fewer photos and shorter clips: minutes'
+complete -c osp -n '__osp_in bench' -l 'photos' -r -F -d 'Pictures to measure on [seven photos]'
+complete -c osp -n '__osp_in bench' -l 'out' -r -F -d 'Keep a report and sheets of clips there'
+complete -c osp -n '__osp_in bench' -l 'weights' -r -F -d 'Other weights of the same layout'
+complete -c osp -n '__osp_in bench' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in bench' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in bench' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in bench' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in bench' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in bench' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at bench 0' -f -a '(__osp_values_subject)'
 complete -c osp -n '__osp_at osp 0' -a 'completion' -d 'Print a script that lets a shell complete osp\'s command lines'
 complete -c osp -n '__osp_in completion' -l 'debug' -d 'Show a traceback with an error'
 complete -c osp -n '__osp_in completion' -l 'help' -d 'Show this message and exit'

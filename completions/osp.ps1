@@ -72,6 +72,16 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'doctor' '--debug' '' 'Show a traceback with an error'
         row 'doctor' '--help' '' 'Show this message and exit'
         row 'doctor' '-h' '' 'Show this message and exit'
+        row 'bench' '--quick' '' 'Fewer photos and shorter clips: minutes'
+        row 'bench' '--photos' 'photos' 'Pictures to measure on [seven photos]'
+        row 'bench' '--out' 'out' 'Keep a report and sheets of clips there'
+        row 'bench' '--weights' 'weights' 'Other weights of the same layout'
+        row 'bench' '--json' '' 'One JSON object per line on stdout'
+        row 'bench' '--quiet' '' 'Say nothing but errors'
+        row 'bench' '-q' '' 'Say nothing but errors'
+        row 'bench' '--debug' '' 'Show a traceback with an error'
+        row 'bench' '--help' '' 'Show this message and exit'
+        row 'bench' '-h' '' 'Show this message and exit'
         row 'completion' '--debug' '' 'Show a traceback with an error'
         row 'completion' '--help' '' 'Show this message and exit'
         row 'completion' '-h' '' 'Show this message and exit'
@@ -83,6 +93,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
     $arguments = @(
         row 'generate' '0' 'image' 'IMAGE'
         row 'generate' '1' 'prompt' 'PROMPT'
+        row 'bench' '0' 'subject' 'WHAT'
         row 'completion' '0' 'shell' 'SHELL'
         row 'schema' '0' 'document' 'DOCUMENT'
         row '' '0' 'command' 'COMMAND'
@@ -93,6 +104,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'command' 'styles' '' 'List the styles'
         row 'command' 'models' '' 'List the models and where their weights are, or would go'
         row 'command' 'doctor' '' 'Look at this machine, and tell what would run on it'
+        row 'command' 'bench' '' 'Measure a model against what is promised of it'
         row 'command' 'completion' '' 'Print a script that lets a shell complete osp''s command lines'
         row 'command' 'schema' '' 'Print the JSON Schema of what osp writes'
         row 'cache' 'none' '' 'none'
@@ -137,6 +149,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'style' 'vaporwave' '' 'Eighties dream: pink and cyan sunset, scan lines, soft glow'
         row 'style' 'watercolor' '' 'Wet washes on paper: bleeding pigment, grain, white edges'
         row 'style' 'none' '' 'No style'
+        row 'subject' 'mini' '' 'The built-in model, on photos that its training never saw'
     )
     # Kind, and the pattern of the files that are offered.
     $files = @(
@@ -144,7 +157,10 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'from' '\.(mp4|json|safetensors)[''\"]?$' '' ''
         row 'from-file' '\.(txt|jsonl|csv)[''\"]?$' '' ''
         row 'image' '\.(png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)[''\"]?$' '' ''
+        row 'out' '' '' ''
         row 'output' '' '' ''
+        row 'photos' '' '' ''
+        row 'weights' '' '' ''
     )
 
     $command = ''

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from osp_cli import __version__
-from osp_cli.cli import completion, console, doctor
+from osp_cli.cli import bench, completion, console, doctor
 from osp_cli.cli.generate import EXAMPLES, generate
 from osp_cli.cli.models import models
 from osp_cli.cli.schema import schema
@@ -36,6 +36,7 @@ app.command(epilog=EXAMPLES)(generate)
 app.command()(styles)
 app.command()(models)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
+app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=completion.EXAMPLES)(completion.completion)
 app.command()(schema)
 

@@ -69,6 +69,7 @@ class Command:
 def known_values() -> Mapping[str, Values]:
     """What options and arguments take, by long flag without dashes or name of the argument."""
     from osp_cli.batch import KINDS
+    from osp_cli.cli.bench import SUBJECTS
     from osp_cli.cli.completion import SCRIPTS
     from osp_cli.cli.schema import DOCUMENTS
     from osp_cli.dials import CACHES
@@ -100,6 +101,8 @@ def known_values() -> Mapping[str, Values]:
         "preview": _plain(PREVIEWS),
         "shell": _plain(tuple(SCRIPTS)),
         "document": Values(words=tuple(DOCUMENTS.items())),
+        "subject": Values(words=tuple(SUBJECTS.items())),
+        **dict.fromkeys(("photos", "out", "weights"), Values(files=True)),
     }
 
 

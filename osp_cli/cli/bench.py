@@ -1,0 +1,208 @@
+"""`osp bench`: measure a model, and tell whether it keeps what is promised of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from osp_cli.cli import console
+from osp_cli.cli.options import DebugOpt, JsonOpt, QuietOpt
+from osp_cli.errors import InvalidRequestError, WeightsMissingError
+
+if TYPE_CHECKING:
+    from osp_cli.evaluation.mini_bench import Line
+    from osp_cli.evaluation.photos import Photo
+    from osp_cli.stopping import StopSignal
+
+SUBJECTS = {"mini": "The built-in model, on photos that its training never saw"}
+
+EXAMPLES = """\
+\b
+Examples:
+  osp bench mini --quick
+  osp bench mini --out report/
+  osp bench mini --photos my-pictures/ --json
+Each line ends with the goal, what must be reached at least, and whether
+it is: yes, least (the least but not the goal) or no. The exit code is 1
+if there is any no, else 0. It needs pip install 'osp-cli[bench]'.
+"""
+
+
+def bench(
+    subject: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help=f"{', '.join(SUBJECTS)}", show_default=False),
+    ],
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Fewer photos and shorter clips: minutes", show_default=False),
+    ] = False,
+    photos: Annotated[
+        str | None,
+        typer.Option("--photos", metavar="FOLDER", help="Pictures to measure on [seven photos]"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FOLDER", help="Keep a report and sheets of clips there"),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="FOLDER", help="Other weights of the same layout"),
+    ] = None,
+    as_json: JsonOpt = False,
+    quiet: QuietOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Measure a model against what is promised of it."""
+    if subject not in SUBJECTS:
+        raise InvalidRequestError(
+            f"osp bench does not know {subject!r}", hint=f"it measures: {', '.join(SUBJECTS)}"
+        )
+    from osp_cli.evaluation.photos import held_out_photos, photos_in, require_packages
+    from osp_cli.media.files import make_folder
+    from osp_cli.stopping import StopSignal
+
+    require_packages()
+    chosen = held_out_photos() if photos is None else photos_in(Path(photos))
+    folder = _weights_folder(weights)
+    if out is not None:
+        make_folder(Path(out))
+
+    found = []
+    with StopSignal(talk=not quiet).installed() as stop:
+        try:
+            for line in _lines(chosen, folder, out, stop, quick=quick, quiet=quiet):
+                found.append(line)
+                if as_json:
+                    console.write_json(line.as_json())
+        except KeyboardInterrupt as error:
+            raise stop.error("interrupted, nothing was measured to the end") from error
+    if not as_json:
+        _show(found)
+    if any(line.met is False for line in found):
+        raise typer.Exit(1)
+
+
+def _weights_folder(weights: str | None) -> Path:
+    """The weights to measure: those named, or those of the package.
+
+    Raises:
+        WeightsMissingError: there are none.
+    """
+    from osp_cli.registry import find_model
+
+    spec = find_model("osp-mini")
+    if weights is None:
+        return spec.weights_dir()
+    folder = Path(weights)
+    missing = [part for part in spec.parts if not (folder / part).is_dir()]
+    if missing:
+        raise WeightsMissingError(
+            f"{folder} does not hold weights of {spec.name}: no folder {', '.join(missing)}"
+        )
+    return folder
+
+
+def _lines(
+    photos: list[Photo],
+    weights: Path,
+    out: str | None,
+    stop: StopSignal,
+    *,
+    quick: bool,
+    quiet: bool,
+) -> Iterator[Line]:
+    """All lines, each as soon as it is known; at the end the files in `out`."""
+    import tempfile
+    import time
+
+    from osp_cli.runtime.start_up import light_imports
+
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        if not quiet:
+            console.say(f"{time.monotonic() - started:4.0f} s  {text}")
+
+    with tempfile.TemporaryDirectory(prefix="osp-bench-") as scratch:
+        tell("load")
+        with light_imports(for_good=True):
+            from osp_cli.runtime.studio import Studio  # torch starts here
+        from osp_cli.evaluation.mini_bench import FULL, QUICK, MiniBench
+        from osp_cli.evaluation.process_bench import process_lines
+
+        found: list[Line] = []
+        for line in process_lines(photos[0].path, weights, Path(scratch), tell, full=not quick):
+            found.append(line)
+            yield line
+        studio = Studio("osp-mini", weights=weights, folder=Path(scratch), stop=stop)
+        measures = MiniBench(studio, photos, QUICK if quick else FULL, tell)
+        for line in measures.lines():
+            found.append(line)
+            yield line
+    if out is not None:
+        seconds = time.monotonic() - started
+        _write_report(Path(out), found, {"quick": quick, "seconds": round(seconds, 1)})
+        for path in (Path(out) / "report.json", *measures.save_sheets(Path(out))):
+            tell(f"saved {path}")
+
+
+def _write_report(out: Path, lines: list[Line], about: dict[str, Any]) -> None:
+    import json
+
+    from osp_cli import __version__
+    from osp_cli.media.files import atomic_output
+
+    report = {
+        "version": __version__,
+        **about,
+        "met": all(line.met is not False for line in lines),
+        "lines": [line.as_json() for line in lines],
+    }
+    with atomic_output(out / "report.json", overwrite=True) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+
+
+def _show(lines: list[Line]) -> None:
+    """The table; on stdout, as it is what was asked for."""
+    rows: list[tuple[str, ...]] = [
+        (
+            line.what,
+            _number(line.measured, line.unit),
+            _limit(line.goal, line),
+            _limit(line.least, line),
+            _verdict(line),
+            line.note,
+        )
+        for line in lines
+    ]
+    console.write_table(("what", "measured", "goal", "at least", "met", "how"), rows)
+    if not console.is_terminal(sys.stdout):
+        return
+    missed = sum(line.met is False for line in lines)
+    console.write_line("all is met" if not missed else f"not met: {missed} of {len(lines)}")
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "not measured"
+    digits = 2 if abs(value) < 10 else 1
+    return f"{value:.{digits}f} {unit}".rstrip()
+
+
+def _limit(value: float | None, line: Line) -> str:
+    if value is None:
+        return ""
+    return f"{'>=' if line.more_is_better else '<='} {value:g} {line.unit}".rstrip()
+
+
+def _verdict(line: Line) -> str:
+    if line.met is None:
+        return "-"
+    if not line.met:
+        return "no"
+    return "least" if line.goal_met is False else "yes"
