@@ -75,6 +75,20 @@ def test_style_words_depend_on_the_card():
     assert style.prompt_for(find_model("flashi2v-1.3b"), "").endswith("in every frame.")
 
 
+def test_only_the_built_in_model_shows_the_surroundings_of_a_picture(presets):
+    assert {name: spec.image_token_surround for name, spec in model_specs().items()} == {
+        "osp-mini": 5,
+        "osp-mini-live": 5,
+        "flashi2v-1.3b": 0,
+        "uniworld-osp2-14b": 0,
+    }
+    path = presets / "models" / "osp-mini.toml"
+    path.write_text(path.read_text().replace("surround = 5", 'surround = "wide"'))
+    model_specs.cache_clear()
+    with pytest.raises(InvalidRequestError, match=r"surround"):
+        model_specs()
+
+
 def test_braces_in_a_prompt_are_only_text():
     prompt = "a {prompt} and {0}"
     assert find_style("ink").prompt_for(find_model("flashi2v-1.3b"), prompt).endswith(prompt)

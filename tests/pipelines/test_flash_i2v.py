@@ -11,7 +11,12 @@ import torch
 
 from osp_cli.events import FramesReady, StageFinished, StageStarted, StepDone
 from osp_cli.media.image import to_tensor_values
-from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
+from osp_cli.models.latents import (
+    decode_latents,
+    encode_latents,
+    uint8_frames,
+    with_surroundings,
+)
 from osp_cli.pipelines import flash_i2v
 from osp_cli.pipelines.flash_i2v import SamplingState, decode_frames, decode_glimpse
 from osp_cli.sampling.fourier import cutoff_at, fourier_features
@@ -157,6 +162,31 @@ def test_text_and_picture_contexts_have_one_length(pipeline, inputs, text_inputs
     assert without.first is None
     assert without.projected is None
     assert torch.equal(with_picture.first, first_latents(pipeline, inputs))
+
+
+@torch.no_grad()
+def test_image_tokens_show_the_mirrored_surroundings_and_nothing_else_does(
+    pipeline, inputs, text_inputs
+):
+    parts = (pipeline.transformer, pipeline.vae, pipeline.conditioner)
+    wide = flash_i2v.FlashI2VPipeline(*parts, surround=2)
+    plain, surrounded = pipeline.condition(inputs), wide.condition(inputs)
+    first = first_latents(pipeline, inputs)
+    expected = pipeline.conditioner.encode(
+        [inputs.prompt],
+        images=[inputs.image],
+        image_latents=with_surroundings(pipeline.vae, first, 2),
+    )
+    assert surrounded.cond.shape == (1, 96 + (4 + 4) * (6 + 4), 24)
+    torch.testing.assert_close(surrounded.cond, expected)
+    assert surrounded.uncond.shape == surrounded.cond.shape
+    assert torch.equal(surrounded.first, first)
+    assert torch.equal(surrounded.projected, plain.projected)
+    # The words stay what they were, and a clip its size.
+    assert torch.equal(surrounded.cond[:, :96], plain.cond[:, :96])
+    assert frames_of(wide, inputs).shape == (5, 64, 96, 3)
+    # Without a picture there is nothing to mirror.
+    assert torch.equal(wide.condition(text_inputs).cond, pipeline.condition(text_inputs).cond)
 
 
 # --- guidance --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from osp_cli.procedural.noise import luminance
-from osp_cli.procedural.scenes import make_canvases
+from osp_cli.procedural.scenes import make_canvases, sharp_canvases
 
 
 def canvases(seed, batch=2, height=40, width=56):
@@ -54,3 +54,10 @@ def test_neighbouring_pixels_resemble_each_other_as_in_photographs():
     far = (centred[..., 24:] * centred[..., :-24]).mean() / centred.square().mean()
     assert near > 0.8
     assert far < near - 0.3
+
+
+def test_sharp_canvases_are_drawn_at_twice_the_size():
+    sharp = sharp_canvases(torch.Generator().manual_seed(6), 2, 40, 56)
+    twice = make_canvases(torch.Generator().manual_seed(6), 2, 80, 112)
+    reduced = twice.unflatten(3, (56, 2)).mean(4).unflatten(2, (40, 2)).mean(3)
+    torch.testing.assert_close(sharp, reduced)
