@@ -12,12 +12,13 @@ from PIL import Image
 from osp_cli.evaluation.metrics import Frames, mean_motion
 from osp_cli.procedural.motions import Motion, render_clip
 
-# Grey levels by which neighbouring frames of any clip differ at least. A true gentle clip of the
-# seven photos has 1.1 to 3.5, the slowest roll of the plainest of them 0.55, a still 0.
-MOTION_FLOOR = 0.4
-# Grey levels that the end of a clip is away from its beginning. True gentle clips have 5.9 and
-# more after half a second; what only flickers comes back to where it was, by far less than this.
-TRAVEL_FLOOR = 2.0
+# Grey levels by which neighbouring frames differ at least, and by which the end of a clip is away
+# from its beginning; the second is for what only flickers, and so comes back to where it was. A
+# still has 0 and 0. True gentle clips of the seven photos have 1.1 to 3.5, and 5.9 or more after
+# half a second; the slowest roll of the plainest of them has 0.55.
+FLOOR = (0.4, 2.0)
+# Styles flatten what moves: the true gentle clip of a dark photo in bricks has 0.16 and 1.06.
+STYLED_FLOOR = (0.1, 0.5)
 # Frames at the end of a clip that are looked at together, so that one of them does not decide.
 _END = 4
 
@@ -30,24 +31,32 @@ class Liveliness:
         label: which clip.
         motion: mean absolute difference of neighbouring frames, in grey levels.
         travel: mean absolute difference of the last frames' mean to frame 0, in grey levels.
+        floor: of both.
     """
 
     label: str
     motion: float
     travel: float
+    floor: tuple[float, float]
 
     @property
     def share(self) -> float:
-        """How often the floors are reached; below 1 is a still, or only flickers."""
-        return min(self.motion / MOTION_FLOOR, self.travel / TRAVEL_FLOOR)
+        """How many times the floors are reached; below 1 is a still, or only flickers."""
+        return min(self.motion / self.floor[0], self.travel / self.floor[1])
 
 
-def liveliness(label: str, frames: Frames) -> Liveliness:
-    """How much moves; of `(num_frames, height, width, 3)` uint8."""
+def liveliness(label: str, frames: Frames, *, styled: bool = False) -> Liveliness:
+    """How much moves in a clip of half a second or more.
+
+    Args:
+        label: which clip.
+        frames: `(num_frames, height, width, 3)` uint8.
+        styled: in one of the styles.
+    """
     # The mean of some frames: flicker about a still picture averages out of it.
     end = frames[-_END:].astype(np.float32).mean(0)
     travel = float(np.abs(end - frames[0].astype(np.float32)).mean())
-    return Liveliness(label, mean_motion(frames), travel)
+    return Liveliness(label, mean_motion(frames), travel, STYLED_FLOOR if styled else FLOOR)
 
 
 def detail(image: Frames) -> float:

@@ -1,10 +1,12 @@
-"""What a picture looks like as some eighty numbers: colour, line, grain, grids, frame.
+"""What became of a photo as some ninety numbers: colour, line, grain, grids, frame.
 
 Made by hand and not learnt, so that whoever judges by them has not seen what the model was taught
 with. None of them tells what the picture shows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +18,46 @@ Plane = NDArray[np.floating]
 _PERIODS = (8, 16)
 
 
+def changes_of(photo: Frames) -> Callable[[Frames], NDArray[np.float64]]:
+    """A function from pictures made of a photo to what sets them apart from it.
+
+    The photo's own numbers are taken away: a dark photo in any style is dark, and only what became
+    of it tells the style. The camera may have moved by a few pixels in between.
+
+    Args:
+        photo: `(height, width, 3)` uint8, as the pictures will be.
+    """
+    before, cells = style_features(photo), _cell_colours(photo)
+    return lambda image: np.concatenate(
+        [style_features(image) - before, _recolouring(_cell_colours(image), cells)]
+    )
+
+
 def style_features(image: Frames) -> NDArray[np.float64]:
     """The numbers of one picture, `(height, width, 3)` uint8; the same count for any size."""
     rgb = image.astype(np.float32) / 255
     luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
     parts = [_colours(rgb, luma), _lines(luma), _grids(luma), _layout(rgb, luma)]
     return np.concatenate([np.asarray(part, np.float64) for part in parts])
+
+
+def _recolouring(after: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The affine map of colours that is nearest to what was done, what it leaves, and the tones."""
+    known = np.concatenate([before, np.ones((len(before), 1))], 1)
+    # A little ridge: a photo may have hardly any colour to map.
+    square = known.T @ known + np.diag([0.02, 0.02, 0.02, 0]) * len(before)
+    found = np.linalg.solve(square, known.T @ after)
+    left = np.sqrt(((after - known @ found) ** 2).mean(0))
+    order = np.argsort(before.mean(1), kind="stable")
+    tones = [after[part].mean(0) - before[part].mean(0) for part in np.array_split(order, 5)]
+    return np.concatenate([found.reshape(-1), left, *tones])
+
+
+def _cell_colours(image: Frames) -> NDArray[np.float64]:
+    """Mean colour of each cell of 8 pixels, `(cells, 3)` in [0, 1]."""
+    height, width = (side - side % 8 for side in image.shape[:2])
+    cells = image[:height, :width].reshape(height // 8, 8, width // 8, 8, 3)
+    return np.asarray(cells.mean((1, 3), dtype=np.float64)).reshape(-1, 3) / 255
 
 
 def _colours(rgb: Plane, luma: Plane) -> list[float]:
