@@ -62,7 +62,7 @@ class Studio:
         self._device = str(resolve_device(device))
         self._models = Models()
         # Any request will do: which parts are loaded does not depend on it.
-        request = GenerateRequest(image=folder / "any.png", model=model, seed=seed)
+        request = GenerateRequest(image=folder / "any.png", model=model, num_frames=1, seed=seed)
         self.weights = weights or request.spec.weights_dir()
         plan = make_plan(
             request,

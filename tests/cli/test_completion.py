@@ -135,7 +135,7 @@ def test_the_words_are_those_that_the_program_names_when_it_refuses(osp, picture
 def test_every_option_with_words_is_compared_with_the_program():
     compared = {"style", "model", "sampler", "cache", "preview", "device", "dtype"}
     with_words = {kind for kind, values in known_values().items() if values.words}
-    assert with_words == compared | {"shell", "document"}
+    assert with_words == compared | {"shell", "document", "subject"}
 
 
 def test_styles_and_models_come_with_what_they_are():

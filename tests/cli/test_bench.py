@@ -1,0 +1,150 @@
+"""`osp bench`: its table, its JSON, its exit codes; the measuring itself is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from osp_cli.evaluation import mini_bench, process_bench
+from osp_cli.evaluation.mini_bench import Extent, Line
+
+GOOD = Line("good", "a promise kept", 96.0, "%", 95.0, 80.0, note="how", details={"a": 1.5})
+HALF = Line("half", "half a promise", 90.0, "%", 95.0, 80.0)
+SLOW = Line("slow", "a promise broken", 13.5, "s", 12.0, 12.0, more_is_better=False)
+BLIND = Line("blind", "a promise not looked at", None, "MB", 60.0, 60.0, False, "no way")
+
+
+@pytest.fixture
+def pictures(away):
+    """A folder `photos` with two small pictures, one wide and one tall."""
+    folder = away / "photos"
+    folder.mkdir()
+    for name, size in (("one", (96, 64)), ("two", (64, 96))):
+        noise = Image.effect_noise((size[0] // 4, size[1] // 4), 90).resize(size)
+        Image.merge("RGB", (noise, noise.rotate(180), noise)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def recorded(monkeypatch, pictures):
+    """Gives a function that puts lines in place of all measuring."""
+
+    class Studio:
+        def __init__(self, model, **settings):
+            assert model == "osp-mini"
+
+    def place(*lines):
+        class Bench:
+            def __init__(self, studio, photos, extent, tell):
+                self.extent = extent
+
+            def lines(self):
+                yield from lines
+
+            def save_sheets(self, folder):
+                path = folder / "styles.png"
+                path.write_bytes(b"sheet")
+                return [path]
+
+        monkeypatch.setattr("osp_cli.runtime.studio.Studio", Studio)
+        monkeypatch.setattr(mini_bench, "MiniBench", Bench)
+        monkeypatch.setattr(process_bench, "process_lines", lambda *_, **__: iter(()))
+
+    return place
+
+
+def test_all_met_ends_with_0_and_a_line_for_each(osp, recorded):
+    recorded(GOOD, HALF, BLIND)
+    done = osp("bench", "mini", "--quick", "--photos", "photos", "--quiet")
+    assert done.code == 0
+    assert [line.split("\t") for line in done.out.splitlines()] == [
+        ["a promise kept", "96.0 %", ">= 95 %", ">= 80 %", "yes", "how"],
+        ["half a promise", "90.0 %", ">= 95 %", ">= 80 %", "least", ""],
+        ["a promise not looked at", "not measured", "<= 60 MB", "<= 60 MB", "-", "no way"],
+    ]
+    assert done.err == ""
+
+
+def test_one_promise_broken_ends_with_1(osp, recorded):
+    recorded(GOOD, SLOW)
+    done = osp("bench", "mini", "--photos", "photos")
+    assert done.code == 1
+    assert done.out.splitlines()[1].split("\t")[1:5] == ["13.5 s", "<= 12 s", "<= 12 s", "no"]
+
+
+def test_json_is_a_line_for_each_with_what_is_behind_it(osp, recorded):
+    recorded(GOOD, SLOW)
+    done = osp("bench", "mini", "--photos", "photos", "--json")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [(line["key"], line["met"]) for line in lines] == [("good", True), ("slow", False)]
+    assert lines[0]["details"] == {"a": 1.5}
+
+
+def test_out_keeps_a_report_and_the_sheets(osp, recorded, away):
+    recorded(GOOD, SLOW)
+    assert osp("bench", "mini", "--quick", "--photos", "photos", "--out", "report").code == 1
+    report = json.loads((away / "report" / "report.json").read_text())
+    assert report["quick"] is True
+    assert report["met"] is False
+    assert [line["measured"] for line in report["lines"]] == [96.0, 13.5]
+    assert (away / "report" / "styles.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "args"),
+    [
+        (2, "does not know 'maxi'", ["maxi"]),
+        (2, "names a folder", ["mini", "--photos", "nowhere"]),
+        (2, "at least two pictures", ["mini", "--photos", "."]),
+        (3, "no folder transformer", ["mini", "--weights", "photos"]),
+        (2, "does not exist", ["mini", "--out", "nowhere/report"]),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(osp, pictures, code, words, args):
+    done = osp("bench", *args)
+    assert done.code == code
+    assert words in done.err
+    assert done.out == ""
+
+
+def test_missing_packages_are_one_sentence(osp, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    done = osp("bench", "mini")
+    assert done.code == 2
+    assert "osp bench needs scikit-image" in done.err
+    assert "hint: pip install 'osp-cli[bench]'" in done.err
+
+
+@pytest.mark.slow
+def test_the_true_model_is_measured_from_end_to_end(osp, pictures, monkeypatch, away):
+    """The shortest clips of two small pictures; the default clip as a process is left out."""
+    small = Extent(
+        style_photos=1,
+        camera_photos=1,
+        cutoff_photos=1,
+        weight_photos=1,
+        weight_styles=("ink",),
+        style_frames=5,
+        camera_frames=5,
+        cutoff_frames=1,
+        gentle_frames=5,
+        num_views=2,
+        all_sizes=False,
+        size=(64, 64),
+    )
+    monkeypatch.setattr(mini_bench, "QUICK", small)
+    monkeypatch.setattr(process_bench, "_clip_lines", lambda *_: iter(()))
+    done = osp("bench", "mini", "--quick", "--photos", "photos", "--out", "report", "--json")
+    assert done.code in (0, 1), done.err
+    keys = [json.loads(line)["key"] for line in done.out.splitlines()]
+    assert keys == [
+        "weights", "codec-64x64", "frame-0", "colour-drift", "style-nearest", "style-stranger",
+        "camera-words", "detail-against-cutoff", "style-weights", "motion",
+    ]  # fmt: skip
+    files = {path.name for path in (away / "report").iterdir()}
+    assert files == {
+        "report.json", "styles.png", "styles-unlabelled.png", "motions.png",
+        "motions-unlabelled.png",
+    }  # fmt: skip
