@@ -1,4 +1,4 @@
-"""Pixels to normalised latents and back, on a tiny Wan VAE; surroundings, on a tiny linear codec."""
+"""Pixels to normalised latents and back, on a tiny Wan VAE; surroundings, on a linear codec."""
 
 from __future__ import annotations
 

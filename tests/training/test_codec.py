@@ -9,6 +9,7 @@ from osp_cli.models.autoencoder_linear import AutoencoderLinear, from_blocks, to
 from osp_cli.models.latents import decode_latents, encode_latents
 from osp_cli.training import codec
 from osp_cli.training.codec import (
+    Made,
     fit_transform,
     psnr,
     reconstruction_loss,
@@ -78,7 +79,7 @@ def test_clips_and_their_stills():
     video, repeat = styled_clips(3, 4, SIZE, 5, "cpu")
     assert video.shape == (4, 3, 5, *SIZE)
     assert repeat.shape == (4, 3, 4, *SIZE)
-    assert -1.01 <= video.min() < -0.5 < 0.5 < video.max() <= 1.01
+    assert -1.01 <= video.min() < -0.5 < 0.5 < video.max() <= 1.7  # firelight overexposes
     for k in range(4):
         assert torch.equal(repeat[:, :, k], video[:, :, 0])
     again, other = styled_clips(3, 4, SIZE, 5, "cpu")[0], styled_clips(4, 4, SIZE, 5, "cpu")[0]
@@ -184,22 +185,103 @@ def test_an_untrained_refinement_is_the_identity(fitted):
     assert torch.equal(plain.decode(z).sample, linear)
 
 
-def test_refinement_trains_alone_and_helps(fitted, monkeypatch):
-    # A codec of few channels leaves much to refine; crops are 128 pixels, so pictures are larger.
-    clips, _ = styled_clips(8, 1, (128, 128), 5, "cpu")
-    padded = torch.nn.functional.pad(clips, (0, 240, 0, 112, 0, 0), mode="replicate")
-    monkeypatch.setattr(codec, "styled_clips", lambda *_: (padded, None))
-    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: torch.zeros(1, dtype=torch.long))
-    model = trained_refinement(fitted)
-    torch.nn.init.zeros_(model.refinement.exit.weight)
-    torch.nn.init.zeros_(model.refinement.exit.bias)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+@torch.no_grad()
+def made_of(model, clips):
+    """Examples of which the model made every other cell too bright."""
+    encoded = model.encode(clips).latent_dist.mode()
+    rows, columns = encoded.shape[-2:]
+    board = (torch.arange(rows)[:, None] + torch.arange(columns)) % 2
+    made = encoded.clone()
+    made[:, 0] += 0.8 * board
+    return [Made(*parts) for parts in zip(encoded, made, clips, strict=True)]
+
+
+def fresh_copy(model):
+    other = trained_refinement(model)
+    torch.nn.init.zeros_(other.refinement.exit.weight)
+    torch.nn.init.zeros_(other.refinement.exit.bias)
+    return other
+
+
+def test_refinement_trains_alone_and_helps_both_kinds(fitted, unseen):
+    model = fresh_copy(fitted)
+    examples = made_of(model, unseen[0].clamp(-1, 1))
+
+    @torch.no_grad()
+    def losses():
+        return [
+            float(
+                sum(
+                    reconstruction_loss(
+                        model.decode(getattr(one, kind)[None]).sample, one.video[None]
+                    )
+                    for one in examples
+                )
+            )
+            for kind in ("encoded", "made")
+        ]
+
+    before, kept = losses(), {k: v.clone() for k, v in model.state_dict().items()}
+    assert before[1] > 1.05 * before[0]
     reports = []
-    train_refinement(model, 1, 16, lambda step, loss: reports.append((step, loss)), "cpu", 3e-3)
-    assert [step for step, _ in reports] == list(range(1, 17))
-    assert reports[-1][1] < 0.97 * reports[0][1]
+    train_refinement(
+        model,
+        examples,
+        1,
+        150,
+        lambda step, loss: reports.append((step, loss)),
+        learning_rate=5e-3,
+        crop=4,
+    )
+    assert [step for step, _ in reports] == list(range(1, 151))
+    after = losses()
+    assert after[0] < 0.99 * before[0]
+    assert after[1] < 0.97 * before[1]
     for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]) == (not key.startswith("refinement")), key
+        assert torch.equal(value, kept[key]) == (not key.startswith("refinement")), key
+
+
+def test_a_refinement_follows_from_its_seed_and_takes_the_kinds_in_turn(
+    fitted, unseen, monkeypatch
+):
+    kinds = []
+    genuine = codec._crop
+
+    def crop(examples, generator, cells, encoded):
+        kinds.append(encoded)
+        z, video = genuine(examples, generator, cells, encoded)
+        assert z.shape == (16, 2, 3, 3)
+        assert video.shape == (3, 5, 24, 24)
+        return z, video
+
+    monkeypatch.setattr(codec, "_crop", crop)
+    weights = []
+    for seed in (1, 1, 2):
+        model = fresh_copy(fitted)
+        examples = made_of(model, unseen[0])
+        train_refinement(model, examples, seed, 4, lambda *_: None, batch_size=2, crop=3)
+        weights.append(model.refinement.exit.weight.clone())
+    assert kinds[:8] == [True, True, False, False] * 2
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("encoded", [True, False])
+def test_a_crop_is_one_place_of_latents_and_pixels(encoded):
+    rows, columns, side = 5, 7, 8
+    places = torch.arange(rows * columns).reshape(rows, columns).float()
+    pixels = places.repeat_interleave(side, 0).repeat_interleave(side, 1)
+    example = Made(
+        places.expand(3, 2, -1, -1), places.expand(3, 2, -1, -1) + 100, pixels.expand(3, 5, -1, -1)
+    )
+    generator = torch.Generator().manual_seed(2)
+    seen = set()
+    for _ in range(20):
+        z, video = codec._crop([example], generator, 3, encoded)
+        z = z - (0 if encoded else 100)
+        assert torch.equal(video[0, 0, ::side, ::side], z[0, 0])
+        seen.add(int(z[0, 0, 0, 0]))
+    assert len(seen) > 5
 
 
 def test_the_loss_is_nothing_for_equal_pictures_and_sees_edges():

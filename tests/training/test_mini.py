@@ -11,21 +11,20 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from osp_cli.plan import Plan
 from osp_cli.registry import find_model
 from osp_cli.runtime.loading import Components, load_components
-from osp_cli.training import codec, mini, mini_data
+from osp_cli.training import codec, mini, mini_data, mini_decoder
 from osp_cli.training.mini import STAGES, load_recipe, make
+from osp_cli.training.trainer import share_work
 
 RECIPE = {
     "name": "tiny",
     "seed": 7,
     "codec": {
         "canvases": 8,
-        "refinement_steps": 2,
         "geometry": {
             "z_dim": 8,
             "block": 8,
@@ -34,46 +33,56 @@ RECIPE = {
             "refine_blocks": 1,
         },
     },
+    "conditioning": {"surround": 2},
     "pool": {"shards": 1},
-    "text_encoder": {"steps": 2},
+    "text_encoder": {"steps": 2, "shards": 1},
     "start": {
+        "shards": 1,
         "sentences": 128,
         "motion_steps": 3,
         "motion_clips": 20,
+        "guide_steps": 3,
         "plain_clips": 2,
-        "styled_clips": 2,
     },
+    "paint": {"steps": 3, "batch_size": 16, "learning_rate": 1e-3, "decay_from": 0.5},
     "transformer": {
         "steps": 2,
         "batch_size": 2,
         "learning_rate": 1e-3,
         "matrix_learning_rate": 0.01,
         "decay_from": 0.5,
+        "continuation": 0.3,
         "geometry": {
-            "num_attention_heads": 10,
+            "num_attention_heads": 14,
             "attention_head_dim": 16,
             "in_channels": 8,
             "out_channels": 8,
-            "text_dim": 160,
+            "text_dim": 224,
             "freq_dim": 16,
-            "ffn_dim": 32,
+            "ffn_dim": 128,
             "num_layers": 2,
             "projection_channels": 16,
             "position_channels": 24,
             "rope_max_seq_len": 64,
         },
     },
+    "decoder": {"pictures": 2, "steps": 2},
 }
 
 
 def coarse_clips(seed, canvases, size, frames, device, *, genuine=codec.styled_clips):
-    """The genuine clips at a quarter of the size; enlarged where crops of 128 pixels are taken."""
+    """The genuine clips at a quarter of the size."""
     height, width = size
-    video, repeat = genuine(seed, canvases, (height // 4, width // 4), frames, device)
-    if size == (256, 384):
-        video = F.interpolate(video.flatten(1, 2), size=size, mode="bilinear")
-        video = video.unflatten(1, (3, frames))
-    return video, repeat
+    return genuine(seed, canvases, (height // 4, width // 4), frames, device)
+
+
+def render_few(rank, out, recipe, processes):
+    """`mini._render_shards` with small pictures, also in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mini_data, "BUCKET_WEIGHTS", {(64, 32): 1.0})
+        few = partial(mini_data.render_shard, canvases=2, clips_per_canvas=2)
+        patch.setattr(mini, "render_shard", few)
+        mini._render_shards(rank, out, recipe, processes)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,6 +94,8 @@ def small():
         few = partial(mini.render_shard, canvases=2, clips_per_canvas=4)
         patch.setattr(mini, "render_shard", few)
         patch.setattr(mini, "pretrain", partial(mini.pretrain, batch_size=4))
+        patch.setattr(mini_decoder, "_SIZE", (32, 64))
+        patch.setattr(mini, "train_refinement", partial(mini.train_refinement, crop=4))
         yield
 
 
@@ -107,7 +118,10 @@ def contents(folder):
 
 def test_the_folder_is_complete_and_nothing_is_half_made(made):
     names = {path.name for path in made.iterdir()}
-    assert names == {"transform", "vae", "pool", "text_encoder", "start", "transformer", "osp-mini"}
+    assert names == {
+        *("transform", "pool", "text_encoder", "start", "tokens", "painting", "painted"),
+        *("transformer", "vae", "osp-mini"),
+    }
     spec = find_model("osp-mini")
     assert {path.name for path in (made / "osp-mini").iterdir()} == {*spec.parts, "training.json"}
     assert not list(made.rglob("*.part"))
@@ -159,6 +173,11 @@ def test_the_card_says_what_the_weights_are_made_of(made):
     card = json.loads((made / "osp-mini" / "training.json").read_text())
     assert card["recipe"] == RECIPE
     assert (card["steps"], card["clips"]) == (2, 8)
+    assert set(card["start"]) == {
+        *("sentences", "displacement_cells", "missing", "cutoffs", "painting_loss"),
+    }
+    assert len(card["start"]["missing"]) == 1  # of a model with one block of lookups
+    assert 0 < card["start"]["missing"][0] < 1
     assert set(card["text_encoder_accuracy"]) == {"camera", "scene", "speed", "style"}
     lines = (made / "transformer" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
@@ -204,33 +223,89 @@ def test_finished_stages_are_not_run_again(made, monkeypatch):
         raise AssertionError("this stage was finished")
 
     before = contents(made)
-    for name in ("fit_transform", "train_refinement", "render_shard", "pretrain"):
+    for name in (
+        *("fit_transform", "train_refinement", "render_shard", "pretrain", "fit_motion"),
+        *("collect_tokens", "painting_objective", "made_latents"),
+    ):
         monkeypatch.setattr(mini, name, refused)
     monkeypatch.setattr(mini.Pool, "load", refused)
     make(made, RECIPE)
     assert contents(made) == before
 
 
-def test_a_codec_stopped_in_its_refinement_goes_on(made, tmp_path, monkeypatch):
+def test_a_decoder_stopped_in_its_training_goes_on(made, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    shutil.copytree(made, run, ignore=shutil.ignore_patterns("vae", "osp-mini"))
+    with monkeypatch.context() as patch:
+        patch.setattr(mini, "train_refinement", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(run, RECIPE)
+    assert not [name for name in ("vae", "vae.part", "osp-mini") if (run / name).exists()]
+    torch.manual_seed(99)
+    make(run, RECIPE, until="decoder")
+    assert contents(run / "vae") == contents(made / "vae")
+
+
+def test_painting_changes_the_painting_layers_and_nothing_else(made):
+    folder = "transformer/diffusion_pytorch_model.safetensors"
+    start, painted = (load_file(made / name / folder) for name in ("start", "painted"))
+    average = load_file(made / "painting" / "checkpoint.safetensors")
+    for key, value in painted.items():
+        if key.startswith("blocks.1.ffn."):
+            own = "average/painter.layers.0." + key.removeprefix("blocks.1.ffn.")
+            assert torch.equal(value, average[own]), key
+        else:
+            assert torch.equal(value, start[key]), key
+    moved = [key for key, value in painted.items() if not torch.equal(value, start[key])]
+    assert moved
+    for name in ("adapter", "image_adapter"):
+        one, other = (contents(made / stage / name) for stage in ("start", "painted"))
+        assert one == other
+
+
+def test_a_painting_that_was_stopped_goes_on(made, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    kept = shutil.ignore_patterns("painting", "painted", "transformer", "vae", "osp-mini")
+    shutil.copytree(made / "start", run / "start")
+    shutil.copytree(made, run, ignore=kept, dirs_exist_ok=True)
+    # The start's own transformer is what `kept` left out.
+    for path in (run / "tokens").iterdir():
+        path.unlink()
+    genuine = mini.collect_tokens
+
     def stopped(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mini, "train_refinement", stopped)
+        patch.setattr(mini, "collect_tokens", stopped)
         with pytest.raises(KeyboardInterrupt):
-            make(tmp_path / "run", RECIPE, until="codec")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"transform"}
-    torch.manual_seed(99)
-    make(tmp_path / "run", RECIPE, until="codec")
-    assert contents(tmp_path / "run" / "vae") == contents(made / "vae")
+            make(run, RECIPE, until="paint")
+    assert not (run / "painted").exists()
+    assert genuine is mini.collect_tokens
+    make(run, RECIPE, until="paint")
+    assert contents(run / "painted") == contents(made / "painted")
+
+
+def test_two_processes_render_what_one_does(made, tmp_path):
+    recipe = {**RECIPE, "pool": {"shards": 3}}
+    for processes in (1, 2):
+        run = tmp_path / str(processes)
+        (run / "pool").mkdir(parents=True)
+        shutil.copytree(made / "transform", run / "transform")
+        share_work(processes, render_few, run, recipe, processes)
+    one, two = (contents(tmp_path / name / "pool") for name in ("1", "2"))
+    assert len(one) == 3
+    assert one == two
 
 
 def test_a_missing_shard_is_rendered_again(made, tmp_path):
     folder = tmp_path / "run"
-    for name in ("transform", "vae"):
-        (folder / name).mkdir(parents=True)
-        for path in (made / name).iterdir():
-            os.link(path, folder / name / path.name)
+    (folder / "transform").mkdir(parents=True)
+    for path in (made / "transform").iterdir():
+        os.link(path, folder / "transform" / path.name)
     make(folder, {**RECIPE, "pool": {"shards": 2}}, until="pool")
     one, other = (folder / "pool" / f"shard-0000{k}.safetensors" for k in (0, 1))
     assert one.read_bytes() == (made / "pool" / one.name).read_bytes()
@@ -246,13 +321,13 @@ def test_a_run_may_end_early(tmp_path, until, monkeypatch):
     called = []
     for stage in (
         *("make_codec", "make_pool", "make_text_encoder"),
-        *("make_start", "make_transformer", "export"),
+        *("make_start", "make_painting", "make_transformer", "make_decoder", "export"),
     ):
         monkeypatch.setattr(mini, stage, lambda out, recipe, *_, stage=stage: called.append(stage))
     make(tmp_path, RECIPE, until=until)
     assert called == ["make_codec"]
     make(tmp_path, RECIPE)
-    assert len(called) == 7
+    assert len(called) == 1 + len(STAGES)
 
 
 def test_an_unknown_stage_is_refused(tmp_path, monkeypatch, capsys):
@@ -270,6 +345,6 @@ def test_an_unknown_stage_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_shipped_recipe_has_the_keys_that_are_read():
     recipe = load_recipe()
     assert recipe["name"] == "osp-mini"
-    for stage in ("codec", "pool", "text_encoder", "start", "transformer"):
+    for stage in RECIPE.keys() - {"name", "seed"}:
         assert recipe[stage].keys() >= RECIPE[stage].keys() - {"geometry"}
     assert load_recipe(Path("presets/training/osp-mini.toml").resolve()) == recipe

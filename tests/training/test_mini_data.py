@@ -14,6 +14,8 @@ from osp_cli.registry import find_model
 from osp_cli.training import mini_data
 from osp_cli.training.mini_data import (
     BUCKET_WEIGHTS,
+    KEPT_FRAMES,
+    frame_times,
     load_shard,
     render_shard,
     render_styled,
@@ -63,7 +65,7 @@ def test_a_shard_survives_its_file(codec, small, tmp_path):
     shard = render(codec, canvases=2, clips=2)
     save_shard(shard, tmp_path / "shard.safetensors")
     again = load_shard(tmp_path / "shard.safetensors")
-    for name in ("latents", "first", "pictures"):
+    for name in ("latents", "indices", "first", "pictures"):
         one, other = getattr(shard, name), getattr(again, name)
         assert one.dtype == other.dtype
         assert torch.equal(one, other)
@@ -73,7 +75,8 @@ def test_a_shard_survives_its_file(codec, small, tmp_path):
 
 def test_what_a_shard_holds(codec, small):
     shard = render(codec, canvases=2, clips=3)
-    assert shard.latents.shape == (6, 8, 13, HEIGHT // 16, WIDTH // 16)
+    assert shard.latents.shape == (6, 8, 4, HEIGHT // 16, WIDTH // 16)
+    assert tuple(shard.indices.tolist()) in KEPT_FRAMES
     assert shard.first.shape == (6, 8, 1, HEIGHT // 16, WIDTH // 16)
     assert shard.latents.dtype == shard.first.dtype == torch.bfloat16
     assert shard.pictures.shape == (6, 3, HEIGHT // 2, WIDTH // 2)
@@ -82,6 +85,51 @@ def test_what_a_shard_holds(codec, small):
     # Canvases differ, and so do the views of one.
     assert (shard.pictures[0].float() - shard.pictures[3].float()).abs().mean() > 5
     assert not torch.equal(shard.latents[0], shard.latents[1])
+
+
+def test_kept_frames_are_the_same_as_in_the_whole_clip(codec, small, monkeypatch):
+    shard = render(codec, canvases=1, clips=2)
+    # As many choices as before, so that nothing else is drawn otherwise.
+    monkeypatch.setattr(mini_data, "KEPT_FRAMES", (tuple(range(13)),) * len(KEPT_FRAMES))
+    whole = render(codec, canvases=1, clips=2)
+    assert whole.captions == shard.captions
+    assert whole.latents.shape[2] == 13
+    torch.testing.assert_close(
+        whole.latents[:, :, shard.indices].float(), shard.latents.float(), atol=0.02, rtol=0.02
+    )
+    assert torch.equal(whole.first, shard.first)
+
+
+def test_all_frames_of_a_clip_are_kept_in_some_shard():
+    assert {index for kept in KEPT_FRAMES for index in kept} == set(range(13))
+    for kept in KEPT_FRAMES:
+        assert kept[0] == 0
+        assert list(kept) == sorted(set(kept))
+        assert len(kept) == len(KEPT_FRAMES[0])  # or shards could not share a step's shape
+
+
+def test_a_latent_covers_four_frames_but_the_first():
+    assert frame_times((0,)).tolist() == [0]
+    assert frame_times((0, 1, 5)).tolist() == [0, 1, 2, 3, 4, 17, 18, 19, 20]
+    assert frame_times(tuple(range(13))).tolist() == list(range(49))
+
+
+def test_half_of_the_shards_have_sharp_canvases(codec, small, monkeypatch):
+    drawn = []
+
+    def stop(kind):
+        def draw(*_):
+            drawn.append(kind)
+            raise StopIteration
+
+        return draw
+
+    monkeypatch.setattr(mini_data, "make_canvases", stop("plain"))
+    monkeypatch.setattr(mini_data, "sharp_canvases", stop("sharp"))
+    for number in range(200):
+        with pytest.raises(StopIteration):
+            render(codec, number=number)
+    assert drawn.count("sharp") / 200 == pytest.approx(0.5, abs=0.1)
 
 
 def test_captions_name_what_is_there_to_be_named(codec, small):
@@ -132,12 +180,11 @@ def test_without_a_style_a_clip_is_rendered_as_it_is(canvas):
 
 
 def test_paint_moves_with_the_things(canvas):
-    # Bristles on a flat canvas: under a pan of 28 pixels they go along.
-    flat = torch.full_like(canvas, 0.5)
+    # Under a pan of 20 pixels it goes along.
     first, last = render_styled(
-        flat, Motion("pan-left", speed="fast"), "oil", (64, 100), torch.tensor([0, 48]), 0
+        canvas, Motion("pan-left", speed="fast"), "disney", (64, 100), torch.tensor([0, 48]), 0
     )
-    torch.testing.assert_close(last[:, :, 28:], first[:, :, :-28], atol=1e-3, rtol=0)
+    torch.testing.assert_close(last[:, :, 20:], first[:, :, :-20], atol=1e-3, rtol=0)
     assert (last - first).abs().mean() > 0.01
 
 

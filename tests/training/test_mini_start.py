@@ -8,39 +8,30 @@ import pytest
 import torch
 from torch import Tensor
 
+from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.models.latent_projector import LatentProjector
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame, shift_latents
 from osp_cli.sampling.schedulers import euler_schedule
 from osp_cli.training.losses import flash_loss
+from osp_cli.training.mini_fit import fit_guide
 from osp_cli.training.mini_start import (
     CODE_SCALE,
     CODES,
+    COPY_CHANNELS,
+    CUTOFF_STEPS,
     PLACE_SCALE,
     PROJECTION_GAIN,
+    RING_CHANNELS,
+    SPECTRUM_GAIN,
     lookups,
     protect,
     start_as_identity,
     stream_layout,
-    write_start,
 )
-from osp_cli.training.mini_vlm import new_conditioner
 
 CHANNELS = 4
-GEOMETRY = {
-    "num_attention_heads": 8,
-    "attention_head_dim": 16,
-    "in_channels": CHANNELS,
-    "out_channels": CHANNELS,
-    "text_dim": 128,
-    "freq_dim": 256,
-    "ffn_dim": 32,
-    "num_layers": 3,
-    "projection_channels": 8,
-    "position_channels": 24,
-    "rope_max_seq_len": 64,
-}
 FRAMES, HEIGHT, WIDTH = 13, 12, 16
 
 
@@ -68,18 +59,12 @@ class Start:
 
 
 @pytest.fixture
-def start():
-    conditioner = new_conditioner(1, GEOMETRY["text_dim"], CHANNELS)
-    torch.manual_seed(0)
-    model = FlashI2VTransformer3DModel(**GEOMETRY).eval()
-    write_start(model, conditioner)
+def start(start_model):
+    model, conditioner = start_model()
     generator = torch.Generator().manual_seed(1)
     first = torch.randn(1, CHANNELS, 1, HEIGHT, WIDTH, generator=generator)
     states = {p: conditioner.hidden_states([p]) for p in ("pan left", "")}
     with torch.no_grad():
-        # Language is fitted, not written: until then it says nothing.
-        conditioner.adapter.fc2.weight.zero_()
-        conditioner.adapter.fc2.bias.zero_()
         contexts = {p: conditioner.project(*both, first) for p, both in states.items()}
         phi = project_first_frame(model, first)
     return Start(model, conditioner, first, phi, contexts)
@@ -138,9 +123,132 @@ def test_an_address_elsewhere_shows_what_is_there(start):
     assert relative_error((noise() - velocity)[inside], moved[inside]) < 0.06
 
 
+@torch.no_grad()
+def test_beyond_the_border_lies_what_the_tokens_show_there(start):
+    layout = stream_layout(start.model)
+    shape = (1, CHANNELS, 1, HEIGHT + 6, WIDTH + 6)
+    wide = torch.randn(shape, generator=torch.Generator().manual_seed(8))
+    start.first = wide[..., 3:-3, 3:-3]
+    start.contexts["wide"] = start.conditioner.project(*start.conditioner.hidden_states([""]), wide)
+    # Around the picture, the picture is where it was.
+    guess = noise() - start.velocity(noise(), 1.0, "wide")
+    assert relative_error(guess, start.still) < 0.02
+    # Two cells to the left and one up, everywhere, the first rows and columns included.
+    shift = torch.tensor([-2.0, 2.0, -1.0, 1.0]) * PLACE_SCALE / 16
+    start.model.patch_embedding.bias[layout.place] += shift
+    guess = noise() - start.velocity(noise(), 1.0, "wide")
+    moved = wide[..., 2:-4, 1:-5].expand_as(guess)
+    assert relative_error(guess, moved) < 0.06
+
+
+@torch.no_grad()
+def test_the_ring_holds_the_cells_around_a_token(start):
+    layout = stream_layout(start.model)
+    seen = {}
+    start.model.blocks[-1].register_forward_hook(
+        lambda _module, _args, result: seen.update(stream=result)
+    )
+    start.velocity(noise(), 0.7)
+    ring = seen["stream"][0, :, layout.ring].unflatten(1, (12, RING_CHANNELS))
+    row, column = 2, 3  # the token of cells 4, 5 and 6, 7
+    got = ring[row * WIDTH // 2 + column]
+    block = start.first[0, :, 0, 3:7, 5:9]
+    around = [(y, x) for y in range(4) for x in range(4) if y in (0, 3) or x in (0, 3)]
+    wanted = torch.stack([block[:, y, x] for y, x in around])
+    torch.testing.assert_close(got[:, :CHANNELS], wanted, atol=0.02, rtol=0.02)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cutoff", [0.1, 0.9, None])
+def test_every_token_reads_the_mean_magnitudes_of_the_clip(start, cutoff):
+    seen = {}
+    start.model.blocks[0].norm3.register_forward_hook(
+        lambda _module, args, _result: seen.update(stream=args[0])
+    )
+    z, layout = noise(), stream_layout(start.model)
+    features = torch.zeros_like(z)
+    if cutoff is not None:
+        features = fourier_features(start.first, cutoff, FRAMES)
+    start.model(z, torch.tensor([700.0]), start.contexts[""], features)
+    own = start.model.fourier_embedding(features)[0, layout.spectrum].flatten(1).T
+    wanted = own + SPECTRUM_GAIN * own.mean(0)
+    assert (wanted.max() > 1) == (cutoff is not None)
+    # Whatever else is in the stream: its mean, which layer norms take out, does not count.
+    torch.testing.assert_close(seen["stream"][0, :, layout.spectrum], wanted, atol=0.1, rtol=0.05)
+
+
+# Channels that are left where the features were cut at a percentile.
+LEFT = {0.1: 40, 0.6: 32, 0.78: 20, 0.95: 8}
+
+
+def soft_pictures(count, seed):
+    """First frames of 40 channels, all of the same detail."""
+    generator = torch.Generator().manual_seed(seed)
+    sharp = torch.randn(count, 40, 1, HEIGHT, WIDTH, generator=generator)
+    return sharp / 2 + blur_latents(sharp, 2)
+
+
+@pytest.fixture(scope="module")
+def guided(start_model):
+    """A model of 40 channels that tells cutoffs from the Fourier features."""
+    model, conditioner = start_model(
+        num_attention_heads=28,
+        text_dim=448,
+        in_channels=40,
+        out_channels=40,
+        projection_channels=80,
+        num_layers=2,
+    )
+    told = fit_guide(model, list(soft_pictures(24, seed=3).split(6)), seed=1, steps=300)
+    assert told > 0.9
+    return model, conditioner
+
+
+@torch.no_grad()
+def test_a_cutoff_decides_which_channels_of_the_picture_are_kept(guided):
+    model, conditioner = guided
+    first = soft_pictures(2, seed=4)
+    context = conditioner.project(*conditioner.hidden_states(["", ""]), first)
+    context[:, 50, 40 + 4] = 1.0  # as if language had been fitted: there is a last row
+    z = torch.randn(2, 40, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+
+    def guess(features):
+        time = torch.full((2,), 1000.0)
+        return z - model(z, time, context, features).sample
+
+    still = first.expand(-1, -1, 3, -1, -1)
+    for cutoff, kept in LEFT.items():
+        made = guess(fourier_features(first, cutoff, 3))
+        assert relative_error(made[:, :kept], still[:, :kept]) < 0.02, cutoff
+        if kept < 40:
+            # Hardly the picture: nothing instead, which is its mean.
+            assert relative_error(made[:, kept:], still[:, kept:]) > 0.5, cutoff
+    # Without features a clip is continued, and nothing is left out.
+    assert relative_error(guess(torch.zeros_like(z)), still) < 0.02
+
+
+@torch.no_grad()
+def test_what_no_block_can_read_gives_way_to_a_style(guided):
+    model, conditioner = guided
+    first = soft_pictures(1, seed=4)
+    context = conditioner.project(*conditioner.hidden_states([""]), first)
+    context[:, 50, 40 + 4] = 1.0
+    z = torch.randn(1, 40, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(5))
+    made = {}
+    for code in (("style", "ink"), ("camera", "pan-left")):
+        asked = context.clone()
+        asked[:, 50, 40 + 5 + CODES.index(code)] = 1.0
+        features = fourier_features(first, 0.1, 1)
+        made[code[0]] = z - model(z, torch.tensor([1000.0]), asked, features).sample
+    assert COPY_CHANNELS == 32
+    assert relative_error(made["camera"], first) < 0.02
+    assert relative_error(made["style"][:, :32], first[:, :32]) < 0.02
+    assert relative_error(made["style"][:, 32:], first[:, 32:]) > 0.5
+
+
 def test_a_code_of_the_last_row_reaches_every_token(start):
     layout = stream_layout(start.model)
-    context = torch.zeros(1, 96 + HEIGHT * WIDTH, GEOMETRY["text_dim"])
+    context = torch.zeros(1, 96 + HEIGHT * WIDTH, layout.width)
     row = 40  # anywhere: it is found by its flag
     wanted = torch.zeros(len(CODES))
     wanted[[2, 17]] = 1.0
@@ -160,16 +268,35 @@ def test_a_code_of_the_last_row_reaches_every_token(start):
 
 
 def test_lookups_come_in_an_order_that_brings_the_picture_first():
-    wanted = lookups(48, 2)
+    wanted = lookups(64, 2)
     assert wanted[0].channels == -1
-    # Four corners of three slices of channels: the token's own cells, whole.
-    own = {(one.corner, one.channels) for one in wanted[1:13]}
-    assert len(own) == 12
-    assert {channels for _, channels in own} == {0, 16, 32}
-    near = [one.offset for one in wanted[13:34]]
+    # Four corners of five slices of channels: the token's own cells, whole.
+    own = {(one.corner, one.channels, one.stop) for one in wanted[1:21]}
+    assert len(own) == 20
+    assert sorted({(start, stop) for _, start, stop in own}) == [
+        (0, 8), (8, 20), (20, 32), (32, 48), (48, 64),
+    ]  # fmt: skip
+    assert wanted[21].sharpness == 0
+    assert [one.ring for one in wanted[22:34]] == list(range(12))
+    assert len({one.offset for one in wanted[22:34]}) == 12
+    assert all(max(map(abs, one.offset)) == 1.5 for one in wanted[22:34])
+    near = [one.offset for one in wanted[34:55]]
     assert len(set(near)) == 21
     lengths = [x * x + y * y for x, y in near]
     assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize("channels", [4, 8, 12, 40, 64])
+def test_finer_channels_turn_away_at_smaller_cutoffs(channels):
+    own = [one for one in lookups(channels, 2) if one.corner is not None]
+    # Every channel is carried once for every corner, by a head with room for it.
+    carried = [c for one in own for c in range(one.channels, one.stop)]
+    assert sorted(carried) == sorted(list(range(channels)) * 4)
+    assert all(one.stop - one.channels <= 16 for one in own)
+    steps = [one.cutoff if one.cutoff else 1.0 for one in own]
+    assert steps == sorted(steps, reverse=True)
+    assert steps[0] == 1.0
+    assert set(steps) <= {1.0, *CUTOFF_STEPS}
 
 
 def test_training_leaves_addresses_and_the_noise_alone(start):
@@ -237,13 +364,11 @@ def test_the_identity_needs_two_hidden_channels_for_each():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"num_attention_heads": 7, "text_dim": 112}, "width 112 cannot hold"),
-        ({"text_dim": 112}, "width 128 cannot hold"),
-        ({"num_attention_heads": 16, "attention_head_dim": 8}, "at least 16"),
+        ({"num_attention_heads": 11, "text_dim": 176}, "width 176 cannot hold"),
+        ({"text_dim": 176}, "width 192 cannot hold"),
+        ({"num_attention_heads": 24, "attention_head_dim": 8}, "at least 16"),
     ],
 )
-def test_a_geometry_without_room_is_refused(change, words):
-    geometry = {**GEOMETRY, **change}
-    model = FlashI2VTransformer3DModel(**geometry)
+def test_a_geometry_without_room_is_refused(start_model, change, words):
     with pytest.raises(ValueError, match=words):
-        write_start(model, new_conditioner(1, geometry["text_dim"], CHANNELS))
+        start_model(**change)

@@ -13,7 +13,7 @@ from torch import nn
 
 from osp_cli.errors import CheckpointError, InvalidRequestError
 from osp_cli.training import trainer as trainer_module
-from osp_cli.training.trainer import LoopSettings, Trainer, share_steps, step_generator
+from osp_cli.training.trainer import LoopSettings, Trainer, share_work, step_generator
 
 SETTINGS = LoopSettings(steps=12, warmup=3, save_every=4, weight_decay=0.01)
 
@@ -276,7 +276,7 @@ def work(rank, folder):
 def test_processes_that_share_steps_take_the_steps_of_one(tmp_path):
     folder = tmp_path / "shared"
     folder.mkdir()
-    share_steps(2, work, folder)
+    share_work(2, work, folder)
     one, two = (torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
     net, trainer = start(tmp_path / "alone")
     list(trainer.run(shared_loss(net, [0, 1])))
@@ -286,3 +286,9 @@ def test_processes_that_share_steps_take_the_steps_of_one(tmp_path):
     # Only one of them wrote.
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, SETTINGS.steps + 1))
+
+
+def test_one_process_is_this_one():
+    ranks = []
+    share_work(1, lambda rank, *rest: ranks.append((rank, rest)), "a", 2)
+    assert ranks == [(0, ("a", 2))]
