@@ -46,7 +46,13 @@ RECIPE = {
         "guide_steps": 3,
         "plain_clips": 2,
     },
-    "paint": {"steps": 3, "batch_size": 16, "learning_rate": 1e-3, "decay_from": 0.5},
+    "paint": {
+        "steps": 3,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "decay_from": 0.5,
+        "plain_weight": 2.0,
+    },
     "transformer": {
         "steps": 2,
         "batch_size": 2,

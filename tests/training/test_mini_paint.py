@@ -233,3 +233,17 @@ def test_channels_count_by_their_weights_and_processes_draw_different_tokens(cli
     )
     assert one(0).item() == same(0).item() != other(0).item()
     assert one(0).item() != one(1).item() > 0
+
+
+def test_tokens_without_a_style_count_by_their_own_weight(clips):
+    painter, tokens = Painter(clips.model), collect_tokens(clips, 0)
+    stream = tokens.stream.clone()
+    stream[:, painter.style_codes] = 0.0
+    stream[::2, torch.arange(stream.shape[1])[painter.style_codes][0]] = 4.0
+    half = replace(tokens, stream=stream)
+    with torch.no_grad():
+        one, five, none = (float(painter.loss(half, torch.ones(16), w)) for w in (1.0, 5.0, 0.0))
+        styled = float(painter.loss(half[torch.arange(0, len(half), 2)], torch.ones(16), 7.0))
+    assert five > one > none > 0
+    assert five - one == pytest.approx(4 * (one - none), rel=1e-4)
+    assert 2 * none == pytest.approx(styled, rel=1e-3)
