@@ -74,6 +74,7 @@ class ModelSpec:
         image_token_patch: edge of the square of latents in an image token (Eq. 3), where
             the conditioner has any.
         image_token_positions: image tokens carry their coordinates.
+        image_token_surround: cells of the mirrored picture around it that image tokens show too.
         has_latent_shifting: the model shifts latents by phi of the first frame (Eq. 16).
         text_to_video: it can make a video without a picture; a card that does not say so can.
         defaults: values for what the user leaves out, by field name of the request; what
@@ -108,6 +109,7 @@ class ModelSpec:
     text_to_video: bool = True
     image_token_patch: int
     image_token_positions: bool
+    image_token_surround: int
     defaults: dict[str, int | float | str]
     dtypes: dict[str, str]
     teacache: CacheFigures | None = None
@@ -458,7 +460,7 @@ def _model_spec(path: Path) -> ModelSpec:
     card = _read(path)
     geometry = card.table("geometry")
     dtypes = card.table("dtypes")
-    image_tokens = card.settings("image_tokens", {"patch": int, "positions": bool})
+    image_tokens = card.settings("image_tokens", {"patch": int, "positions": bool, "surround": int})
     spec = ModelSpec(
         name=_named(card, path),
         title=card.text("title"),
@@ -476,6 +478,7 @@ def _model_spec(path: Path) -> ModelSpec:
         text_to_video=card.boolean("text_to_video", default=True),
         image_token_patch=image_tokens.get("patch", 1),
         image_token_positions=image_tokens.get("positions", False),
+        image_token_surround=image_tokens.get("surround", 0),
         sizes=geometry.sizes("sizes"),
         default_size=geometry.size("default_size"),
         multiple_of=geometry.count("multiple_of"),

@@ -35,6 +35,7 @@ def tiny_model_spec():
         weights="tiny",
         sizes=((96, 64), (64, 64), (64, 96)),
         default_size=(96, 64),
+        latent_channels=48,
         max_frames=17,
         text_to_video=True,
     )

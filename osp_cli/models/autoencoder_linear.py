@@ -141,6 +141,21 @@ class AutoencoderLinear(ModelMixin, ConfigMixin):
             parts.append(self._expand(z, self.next_basis, self.next_mean, group))
         return torch.cat(parts, 2)
 
+    def mirrored(self, z: Tensor, axis: int) -> Tensor:
+        """Raw first-frame latents of the same blocks turned over, each in its own place.
+
+        Args:
+            z: `(batch, z_dim, 1, rows, columns)`.
+            axis: -1 left for right, -2 top for bottom.
+        """
+        side = self.config.block
+        basis = self.first_basis.float()
+        shape = (-1, 3, 1, side, side)
+        turned = basis.reshape(shape).flip(axis).flatten(1)
+        mean = self.first_mean.float()
+        offset = (mean.reshape(shape[1:]).flip(axis).flatten() - mean) @ basis.T
+        return torch.einsum("bcfhw,cd->bdfhw", z, turned @ basis.T) + offset.reshape(1, -1, 1, 1, 1)
+
     def _project(self, x: Tensor, basis: Tensor, mean: Tensor) -> Tensor:
         """Blocks to latents, scaled so that a still group has its first frame's latents."""
         group = basis.shape[1] // (3 * self.config.block**2)

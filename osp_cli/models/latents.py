@@ -46,6 +46,35 @@ def encode_latents(vae: Any, video: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def with_surroundings(vae: Any, first: Tensor, cells: int) -> Tensor:
+    """A first frame's normalised latents with the mirrored picture around them.
+
+    A camera that leaves the picture then finds something there. Latents of mirrored pixels, so not
+    merely mirrored latents: the autoencoder turns over what is inside each cell.
+
+    Args:
+        vae: an autoencoder that has `mirrored`.
+        first: `(batch, channels, 1, rows, columns)`.
+        cells: width of the margin; at most what there is to mirror is taken.
+
+    Returns:
+        The same with both sides longer by twice the margin.
+    """
+    cells = min(cells, *first.shape[-2:])
+    if not cells:
+        return first
+    mean, std = latent_statistics(vae, first)
+    latents = first.float() * std + mean
+    for axis in (-1, -2):
+        size = latents.shape[axis]
+        before = latents.narrow(axis, 0, cells).flip(axis)
+        after = latents.narrow(axis, size - cells, cells).flip(axis)
+        parts = (vae.mirrored(before, axis), latents, vae.mirrored(after, axis))
+        latents = torch.cat(parts, axis)
+    return (latents - mean) / std
+
+
+@torch.no_grad()
 def decode_latents(vae: Any, latents: Tensor) -> Tensor:
     """Pixels of normalised latents, `(batch, 3, 1 + 4 (frames - 1), h, w)` fp32 in [-1, 1].
 

@@ -19,7 +19,12 @@ from torch import Tensor
 from osp_cli.conditioning.base import Conditioner
 from osp_cli.events import Event, FramesReady, StageFinished, StageStarted, StepDone
 from osp_cli.media.image import to_tensor_values
-from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
+from osp_cli.models.latents import (
+    decode_latents,
+    encode_latents,
+    uint8_frames,
+    with_surroundings,
+)
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.sampling.fourier import cutoff_at, fourier_features
 from osp_cli.sampling.guidance import classifier_free_guidance, uses_guidance
@@ -124,14 +129,20 @@ class FlashI2VPipeline:
         transformer: v_theta of Eq. 22, with phi inside.
         vae: causal autoencoder.
         conditioner: of prompts and pictures.
+        surround: cells of the mirrored picture around it that image tokens show too.
     """
 
     def __init__(
-        self, transformer: FlashI2VTransformer3DModel, vae: Any, conditioner: Conditioner
+        self,
+        transformer: FlashI2VTransformer3DModel,
+        vae: Any,
+        conditioner: Conditioner,
+        surround: int = 0,
     ) -> None:
         self.transformer = transformer
         self.vae = vae
         self.conditioner = conditioner
+        self.surround = surround
 
     @torch.no_grad()
     def __call__(self, inputs: SamplingInputs) -> Iterator[Event]:
@@ -176,7 +187,11 @@ class FlashI2VPipeline:
             first = encode_latents(self.vae, pixels)
             images = [inputs.image]
         # Without a picture the image tokens are dropped, not left out: lengths never change.
-        image_latents = first if first is not None else self._empty_frame(inputs)
+        image_latents = self._empty_frame(inputs)
+        if first is not None:
+            image_latents = first
+            if self.surround:
+                image_latents = with_surroundings(self.vae, first, self.surround)
 
         def encode(prompt: str) -> Tensor:
             return self.conditioner.encode([prompt], images=images, image_latents=image_latents)

@@ -2,8 +2,9 @@
 
 A clip is one picture resampled along smooth paths, so its true motion is known everywhere. Camera
 motion is an affine path of constant speed (a clip can therefore be continued without a seam);
-scene motion is a local warp or something that falls through the frame. Every path starts at zero:
-frame 0 is the picture itself.
+scene motion is a local warp, a flicker, or something that falls through the frame. Every path
+starts at zero: frame 0 is the picture itself. Beyond its border the picture goes on mirrored, which
+is something a small model can be told; what is truly there nobody knows.
 
 Directions are the camera's: when it pans left, things move to the right on the screen.
 `roll-right` turns the picture clockwise.
@@ -30,13 +31,13 @@ CAMERA_MOTIONS = (
     "roll-left",
     "roll-right",
 )
-SCENE_MOTIONS = ("clouds", "ripples", "sway", "snow", "rain")
+SCENE_MOTIONS = ("clouds", "ripples", "sway", "snow", "rain", "fire")
 SPEEDS = ("slow", "normal", "fast")
 CLIP_FRAMES = 48  # the frames after the first over which the travels below are counted
 
-_PAN_TRAVEL = {"slow": 0.09, "normal": 0.17, "fast": 0.28}  # of the frame's side
-_ZOOM = {"slow": 1.12, "normal": 1.26, "fast": 1.45}
-_ROLL = {"slow": 5.0, "normal": 10.0, "fast": 18.0}  # degrees
+_PAN_TRAVEL = {"slow": 0.07, "normal": 0.13, "fast": 0.2}  # of the frame's side
+_ZOOM = {"slow": 1.12, "normal": 1.26, "fast": 1.42}
+_ROLL = {"slow": 5.0, "normal": 9.0, "fast": 15.0}  # degrees
 _PACE = {"slow": 0.6, "normal": 1.0, "fast": 1.6}  # of everything that repeats or falls
 _GENTLE_ZOOM = 1.08
 
@@ -61,12 +62,12 @@ def render_clip(
     """Frames of one canvas under one motion.
 
     Args:
-        canvas: `(3, canvas_height, canvas_width)`, larger than the frame so that a camera finds
-            more.
+        canvas: `(3, canvas_height, canvas_width)`, at least as large as the frame, which starts at
+            its middle. Where a camera finds no more, the canvas is mirrored.
         motion: what happens.
         size: height, width of a frame in canvas pixels.
         frames: `(num_frames,)` frame numbers at 16 fps; 0 is the picture as it stands.
-        seed: where snow and rain start.
+        seed: where snow and rain start; fire flickers the same every time.
 
     Returns:
         `(num_frames, 3, height, width)` in the canvas' range.
@@ -76,6 +77,8 @@ def render_clip(
     clip = F.grid_sample(batch, grid, padding_mode="reflection", align_corners=False)
     if motion.scene in ("snow", "rain"):
         clip = _falling(clip, motion, frames, seed)
+    elif motion.scene == "fire":
+        clip = _firelight(clip, motion, frames)
     return clip
 
 
@@ -131,7 +134,7 @@ def _camera_path(
     zero = torch.zeros_like(progress)
     scale, angle, shift_x, shift_y = zero + 1.0, zero, zero, zero
     camera, speed = motion.camera, motion.speed
-    travel = _PAN_TRAVEL[speed] * (progress - 0.5)  # starts off centre, so the canvas suffices
+    travel = _PAN_TRAVEL[speed] * progress
     if camera == "pan-left":
         shift_x = -travel * width
     elif camera == "pan-right":
@@ -160,8 +163,10 @@ def _scene_warp(
     y, x = y[None], x[None]
     time = (frames / 16.0 * _PACE[motion.speed])[:, None, None]
     if motion.scene == "clouds":
-        above = ((0.15 - y) / 0.5).clamp(0, 1)
-        return -0.05 * width * time * above, 0.0
+        # Slow, and slower further down over half the frame: what stands against the sky leans a
+        # little instead of tearing.
+        above = ((0.45 - y) / 1.3).clamp(0, 1)
+        return -0.03 * width * time * above * above * (3 - 2 * above), 0.0
     if motion.scene == "ripples":
         below = ((y - 0.0) / 0.3).clamp(0, 1)
         swell = (time / 0.4).clamp(0, 1) * below * (height / 256)
@@ -169,11 +174,27 @@ def _scene_warp(
         dy = 3.2 * swell * torch.sin(2 * math.pi * y * 4.0 - phase)
         dx = 2.6 * swell * torch.sin(2 * math.pi * (y * 2.0 + x * 1.5) - phase)
         return dx, dy
+    if motion.scene == "fire":
+        rise = (time / 0.4).clamp(0, 1) * (height / 256)
+        phase = 2 * math.pi * 1.6 * time
+        return 2.4 * rise * torch.sin(2 * math.pi * (y * 1.5 + x * 0.4) + phase), 0.0
     if motion.scene == "sway" or motion.gentle:
         strength = 0.032 if motion.scene == "sway" else 0.008
         mask = torch.exp(-((x / 0.55) ** 2)) * ((0.9 - y) / 1.4).clamp(0, 1)
         return strength * width * torch.sin(2 * math.pi * 0.7 * time) * mask, 0.0
     return 0.0, 0.0
+
+
+def _firelight(clip: Tensor, motion: Motion, frames: Tensor) -> Tensor:
+    """A warm light from below that swells over half a second and then flickers."""
+    height = clip.shape[2]
+    y, _ = coordinates(height, clip.shape[3], clip.device)
+    time = frames.to(clip.device, torch.float32) / 16.0 * _PACE[motion.speed]
+    beat = 0.75 + 0.25 * torch.sin(2 * math.pi * 0.8 * time)
+    strength = (time / 0.5).clamp(0, 1) * beat
+    from_below = (0.35 + 0.65 * (y + 1) / 2)[None, None]
+    warm = clip.new_tensor([0.3, 0.1, -0.06]).reshape(1, 3, 1, 1)
+    return clip + strength[:, None, None, None] * from_below * warm * (0.35 + 0.65 * clip)
 
 
 def _falling(clip: Tensor, motion: Motion, frames: Tensor, seed: int) -> Tensor:

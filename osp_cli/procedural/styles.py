@@ -2,9 +2,9 @@
 
 Each style has two parts. `paint` works on a canvas and therefore moves with the things in it:
 colours, contours, brush marks. `screen` works on finished frames and stays put on the screen:
-pixels, bricks, paper, scan lines. Screen patterns are aligned with the 16-pixel cells of the
-embedded codec, deliberately: a grid that always falls on the same place of a cell is one the codec
-and the model can keep sharp.
+pixels, bricks, paper, brush relief, scan lines. Screen patterns repeat every 32 pixels, the side of
+the embedded model's tokens, deliberately: a pattern that falls on the same place of every token is
+one the codec and the model can keep sharp.
 
 The operators are inspired by the looks that section 6.2 of the paper names; they redraw light,
 line and colour, not characters.
@@ -112,10 +112,13 @@ def _gradient_map(grey: Tensor, stops: list[tuple[float, tuple[float, float, flo
     return result
 
 
-def _static_noise(images: Tensor, exponent: float, seed: int, angle: float | None = None) -> Tensor:
-    """The same field for every picture of a size: paper and brush hair that do not flicker."""
+def _grain(images: Tensor, exponent: float, seed: int, angle: float | None = None) -> Tensor:
+    """Paper and brush hair that do not flicker: a field of period `TILE`, `(1, 1, height, width)`,
+    the same for every picture."""
+    height, width = images.shape[2:]
     generator = torch.Generator(device=images.device).manual_seed(seed)
-    return power_noise(generator, (1, images.shape[2], images.shape[3]), exponent, angle)[:, None]
+    tile = power_noise(generator, (1, TILE, TILE), exponent, angle)
+    return tile.repeat(1, -(-height // TILE), -(-width // TILE))[:, None, :height, :width]
 
 
 def _unchanged(images: Tensor) -> Tensor:
@@ -139,6 +142,10 @@ def _ghibli_paint(images: Tensor) -> Tensor:
     # Gouache landscape: lights lean to warm cream, darks to teal-green, never to black.
     flat = flat * _colour(flat, (1.0, 1.02, 0.96)) + (1 - grey) * _colour(flat, (0.02, 0.13, 0.12))
     flat = flat * 0.88 + _colour(flat, (0.08, 0.09, 0.06))
+    # Summer skies: what is light and high up turns azure.
+    y, _ = coordinates(images.shape[2], images.shape[3], images.device)
+    sky = torch.sigmoid(-(y + 0.1) * 6)[None, None] * torch.sigmoid((grey - 0.6) * 14)
+    flat = flat * (1 - 0.4 * sky) + _colour(flat, (0.42, 0.74, 0.97)) * 0.4 * sky
     line = contours(images, 1.4, 13.0, 0.012)
     return (flat * (1 - 0.6 * line) + _colour(flat, (0.29, 0.2, 0.13)) * 0.6 * line).clamp(0, 1)
 
@@ -163,6 +170,17 @@ def _chibi_paint(images: Tensor) -> Tensor:
     return (candy * (1 - line) + _colour(flat, (0.28, 0.06, 0.2)) * line).clamp(0, 1)
 
 
+def _chibi_screen(images: Tensor) -> Tensor:
+    """Screentone: dots that grow in the shadows, as in printed comics."""
+    height, width = images.shape[2:]
+    ys = (torch.arange(height, device=images.device) % 8 + 0.5) / 8 - 0.5
+    xs = (torch.arange(width, device=images.device) % 8 + 0.5) / 8 - 0.5
+    radius = torch.sqrt(ys[:, None] ** 2 + xs[None, :] ** 2)
+    shade = (0.62 - gaussian_blur(luminance(images), 3.0)).clamp(0, 0.5)
+    dots = torch.sigmoid((0.1 + 0.62 * shade - radius) * 22) * (shade * 8).clamp(0, 1)
+    return images * (1 - 0.45 * dots) + _colour(images, (0.75, 0.2, 0.5)) * 0.45 * dots
+
+
 def _fairy_paint(images: Tensor) -> Tensor:
     soft = kuwahara(gaussian_blur(images, 1.2), 4)
     grey = luminance(soft)
@@ -173,41 +191,42 @@ def _fairy_paint(images: Tensor) -> Tensor:
 
 
 def _fairy_screen(images: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    sparkle = _sparkles(height, width, images.device)
+    sparkle = _sparkles(images)
     cream = 1 - _vignette(images, 0.75, 0.62)
     framed = images * (1 - cream) + _colour(images, (1.0, 0.95, 0.82)) * cream
     return framed * (1 - sparkle) + _colour(images, (1.0, 0.98, 0.85)) * sparkle
 
 
-def _sparkles(height: int, width: int, device: torch.device) -> Tensor:
-    """Four-pointed stars at fixed places of the screen, `(1, 1, height, width)`."""
-    generator = torch.Generator().manual_seed(7)
-    result = torch.zeros((height, width), device=device)
-    ys = torch.arange(height, device=device)[:, None].float()
-    xs = torch.arange(width, device=device)[None, :].float()
-    for place in torch.rand((26, 3), generator=generator).tolist():
-        dy, dx = (ys - place[0] * height).abs(), (xs - place[1] * width).abs()
-        size = 1.5 + 3.0 * place[2]
-        star = torch.exp(-((torch.sqrt(dx + 0.01) + torch.sqrt(dy + 0.01)) ** 2) / (2.2 * size))
-        result = torch.maximum(result, star)
-    return result[None, None].clamp(0, 1)
+def _sparkles(images: Tensor) -> Tensor:
+    """Four-pointed stars, one in every tile, that shine where the picture is light."""
+    height, width = images.shape[2:]
+    ys = torch.arange(height, device=images.device)[:, None] % TILE - TILE / 2 + 0.5
+    xs = torch.arange(width, device=images.device)[None, :] % TILE - TILE / 2 + 0.5
+    arms = torch.sqrt(xs.abs() + 0.01) + torch.sqrt(ys.abs() + 0.01)
+    star = torch.exp(-(arms**2) / 9.0)
+    light = _cells(luminance(images), TILE)
+    mean = light.mean((2, 3), keepdim=True)
+    return (star * torch.sigmoid((light - mean - 0.06) * 40)).clamp(0, 1)
 
 
 # --- traditional -----------------------------------------------------------------------------
 
 
 def _oil_paint(images: Tensor) -> Tensor:
-    flat = saturate(kuwahara(kuwahara(images, 5), 4), 1.4)
-    # Bristle relief: long strokes that follow the form, light from the upper left.
-    hair_a = _static_noise(images, 0.7, 11, angle=0.6)
-    hair_b = _static_noise(images, 0.7, 12, angle=-0.9)
-    grey = gaussian_blur(luminance(flat), 4.0)
-    turn = torch.sigmoid((gaussian_blur(edges(flat), 5.0) - 0.03) * 120)
+    flat = saturate(kuwahara(kuwahara(images, 6), 5), 1.5)
+    grey = luminance(flat)
+    # Warm varnish in the shadows, butter in the lights.
+    tinted = flat * _colour(flat, (1.06, 0.98, 0.8)) + (1 - grey) * _colour(flat, (0.07, 0.03, 0.0))
+    return tinted.clamp(0, 1)
+
+
+def _oil_screen(images: Tensor) -> Tensor:
+    """Bristle relief, light from the upper left; strokes cross where the picture is busy."""
+    hair_a = gaussian_blur(_grain(images, 0.8, 11, angle=0.6), 0.8)
+    hair_b = gaussian_blur(_grain(images, 0.8, 12, angle=-0.9), 0.8)
+    turn = torch.sigmoid((gaussian_blur(edges(images), 5.0) - 0.04) * 90)
     relief = hair_a * (1 - turn) + hair_b * turn
-    relief = gaussian_blur(relief, 0.8)
-    lit = flat + 0.085 * relief * (0.4 + grey)
-    return (lit * _colour(lit, (1.04, 0.98, 0.86))).clamp(0, 1)
+    return (images + 0.11 * relief * (0.35 + luminance(images))).clamp(0, 1)
 
 
 def _ink_paint(images: Tensor) -> Tensor:
@@ -221,31 +240,28 @@ def _ink_paint(images: Tensor) -> Tensor:
 
 
 def _ink_screen(images: Tensor) -> Tensor:
-    paper = _static_noise(images, 0.8, 21)
-    return images * (1 + 0.02 * gaussian_blur(paper, 0.8)) * _vignette(images, 0.12)
+    paper = gaussian_blur(_grain(images, 0.8, 21, angle=0.0), 0.8)
+    return images * (1 + 0.05 * paper) * _vignette(images, 0.12)
 
 
 def _watercolor_paint(images: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    drift_x = _static_noise(images, 1.4, 31)[:, 0] * 5.0 / width
-    drift_y = _static_noise(images, 1.4, 32)[:, 0] * 5.0 / height
-    y, x = coordinates(height, width, images.device)
-    grid = torch.stack([x + drift_x, y + drift_y], -1).expand(len(images), -1, -1, -1)
-    bled = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    flat = kuwahara(kuwahara(bled, 5), 3)
-    wash = 1 - (1 - saturate(flat, 1.15)) * (0.8 + 0.16 * _static_noise(images, 1.5, 33))
+    flat = kuwahara(kuwahara(images, 6), 4)
+    wash = 1 - (1 - saturate(flat, 1.25)) * 0.8
     # Pigment gathers at the rim of a wash.
     rim = gaussian_blur(edges(flat), 1.0)
-    return (wash * 0.92 + 0.1 - 0.5 * rim).clamp(0, 1)
+    return (wash * 0.92 + 0.1 - 0.9 * rim).clamp(0, 1)
 
 
 def _watercolor_screen(images: Tensor) -> Tensor:
+    """Pigment settles in the paper's tooth, more of it in the darks; a ragged white margin."""
     y, x = coordinates(images.shape[2], images.shape[3], images.device)
-    ragged = 0.07 * _static_noise(images, 1.1, 34)
+    tooth = gaussian_blur(_grain(images, 1.2, 33), 1.0)
+    settled = images + 0.07 * tooth * (1.1 - luminance(images))
+    ragged = 0.06 * _grain(images, 1.3, 34)
     border = 1 - torch.maximum(x.abs().expand_as(ragged[0, 0]), y.abs().expand_as(ragged[0, 0]))
-    weight = ((border[None, None] + ragged - 0.05) * 14).clamp(0, 1)
-    paper = _colour(images, (0.985, 0.97, 0.93)) + 0.012 * _static_noise(images, 0.6, 35)
-    return images * weight + paper * (1 - weight)
+    weight = ((border[None, None] + ragged - 0.06) * 14).clamp(0, 1)
+    paper = _colour(images, (0.985, 0.97, 0.93)) + 0.02 * tooth
+    return settled * weight + paper * (1 - weight)
 
 
 # --- digital ---------------------------------------------------------------------------------
@@ -279,7 +295,10 @@ def _pixel_paint(images: Tensor) -> Tensor:
 
 def _pixel_screen(images: Tensor) -> Tensor:
     cell = _cells(images, PIXEL_CELL)
-    return posterise(cell, 6, 0.2) * 0.94 + 0.02
+    ys = torch.arange(images.shape[2], device=images.device) % PIXEL_CELL
+    xs = torch.arange(images.shape[3], device=images.device) % PIXEL_CELL
+    gap = ((ys % (PIXEL_CELL - 1) == 0)[:, None] | (xs % (PIXEL_CELL - 1) == 0)[None, :]).float()
+    return posterise(cell, 5, 0.2) * (1 - 0.3 * gap)
 
 
 def _lego_paint(images: Tensor) -> Tensor:
@@ -348,14 +367,13 @@ def _noir_paint(images: Tensor) -> Tensor:
 
 
 def _noir_screen(images: Tensor) -> Tensor:
-    height, width = images.shape[2:]
-    y, x = coordinates(height, width, images.device)
     # Light through blinds, falling across the whole frame.
-    slant = y * height / 2 + 0.35 * x * width / 2
-    blinds = 0.5 + 0.5 * torch.tanh(2.5 * torch.sin(slant * (2 * torch.pi / 48)))
-    return images * (0.5 + 0.5 * blinds)[None, None] * _vignette(images, 0.85, 0.35)
+    rows = torch.arange(images.shape[2], device=images.device)
+    blinds = 0.5 + 0.5 * torch.tanh(2.5 * torch.sin((rows + 0.5) * (2 * torch.pi / TILE)))
+    return images * (0.45 + 0.55 * blinds)[None, None, :, None] * _vignette(images, 0.85, 0.35)
 
 
+TILE = 32
 PIXEL_CELL = 8
 BRICK_CELL = 16
 
@@ -364,14 +382,14 @@ STYLE_OPERATORS: dict[str, StyleOperator] = {
     "3d-rendering": StyleOperator(_render3d_paint, _unchanged),
     "cyberpunk": StyleOperator(_cyberpunk_paint, _unchanged),
     "ink": StyleOperator(_ink_paint, _ink_screen),
-    "oil": StyleOperator(_oil_paint, _unchanged),
+    "oil": StyleOperator(_oil_paint, _oil_screen),
     "pixel-art": StyleOperator(_pixel_paint, _pixel_screen),
     "vaporwave": StyleOperator(_vapor_paint, _vapor_screen),
     "disney": StyleOperator(_disney_paint, _unchanged),
     "fairy-tale": StyleOperator(_fairy_paint, _fairy_screen),
     "gotham-noir": StyleOperator(_noir_paint, _noir_screen),
     "lego": StyleOperator(_lego_paint, _lego_screen),
-    "chibi": StyleOperator(_chibi_paint, _unchanged),
+    "chibi": StyleOperator(_chibi_paint, _chibi_screen),
     "watercolor": StyleOperator(_watercolor_paint, _watercolor_screen),
 }
 

@@ -20,6 +20,7 @@ class Models:
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
         self._parts: dict[str, Any] = {}
+        self._surround = 0
 
     def load(
         self, spec: ModelSpec, plan: Plan, folder: Path, names: tuple[str, ...] = PARTS
@@ -33,6 +34,7 @@ class Models:
         if key != self._key:
             # Before the next one is loaded: two large models at once would not fit.
             self._key, self._parts = key, {}
+        self._surround = spec.image_token_surround
         missing = [name for name in names if name not in self._parts]
         for loaded, part in load_parts(spec, plan, folder, missing):
             self._parts[loaded.component] = part
@@ -46,7 +48,8 @@ class Models:
     @property
     def pipeline(self) -> FlashI2VPipeline:
         """A pipeline of all parts."""
-        return FlashI2VPipeline(*(self._parts[name] for name in PARTS))
+        transformer, vae, conditioner = (self._parts[name] for name in PARTS)
+        return FlashI2VPipeline(transformer, vae, conditioner, self._surround)
 
 
 def _as_loaded(spec: ModelSpec) -> ModelSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from osp_cli.models.autoencoder_linear import AutoencoderLinear, to_blocks
 from osp_cli.procedural.motions import render_clip
 from osp_cli.procedural.prompts import random_motion, random_style
-from osp_cli.procedural.scenes import make_canvases
+from osp_cli.procedural.scenes import sharp_canvases
 from osp_cli.procedural.styles import STYLE_OPERATORS
 
 # Share of a channel's own deviation that normalisation removes. Full whitening would make a model
@@ -28,7 +29,7 @@ def styled_clips(
     """Clips in [-1, 1], `(canvases, 3, frames, h, w)`, and still repeats of first frames."""
     generator = torch.Generator(device=device).manual_seed(seed)
     rng = random.Random(seed)
-    canvas = make_canvases(generator, canvases, int(size[0] * 1.3), int(size[1] * 1.3))
+    canvas = sharp_canvases(generator, canvases, *size)
     clips = []
     for index in range(canvases):
         style = random_style(rng)
@@ -91,54 +92,87 @@ def _components(centred: Tensor, count: int) -> Tensor:
     return (basis * sign).float()
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Two latent frames, a clip's first and a later one, and the five pictures they stand for.
+
+    Attributes:
+        encoded: raw latents that the transform gives, `(z, 2, rows, columns)`.
+        made: raw latents that the transformer gives.
+        video: `(3, 5, height, width)` in [-1, 1].
+    """
+
+    encoded: Tensor
+    made: Tensor
+    video: Tensor
+
+
 def train_refinement(
     model: AutoencoderLinear,
+    examples: list[Made],
     seed: int,
     steps: int,
     on_step: Callable[[int, float], None],
-    device: str = "cpu",
-    learning_rate: float = 6e-4,
+    learning_rate: float = 1e-3,
+    batch_size: int = 4,
+    crop: int = 8,
 ) -> None:
-    """Trains the refinement on clips it has not been fitted to.
+    """Trains the refinement, in turn on the transform's own latents and on the transformer's.
 
-    Loss: squared and absolute error and absolute error of gradients. Latents carry a little noise,
-    since a sampled clip's latents do. A third of the pictures are unstyled.
+    From the first it learns what a picture looks like between the codec's waves, from the second to
+    close the seams between tokens.
+
+    Args:
+        model: the codec; only its refinement changes.
+        examples: to learn from.
+        seed: of the refinement's draws.
+        steps: of AdamW, its rate falling to zero.
+        on_step: told step and loss.
+        learning_rate: at the start.
+        batch_size: crops a step.
+        crop: their side in latent cells.
     """
     assert model.refinement is not None
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     model.refinement.requires_grad_(True)
+    device = model.first_basis.device
     optimizer = torch.optim.AdamW(model.refinement.parameters(), lr=learning_rate)
-    pool: list[Tensor] = []
-    std = torch.tensor(model.config.latents_std, device=device).reshape(1, -1, 1, 1, 1)
-    generator = torch.Generator(device=device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        if step % 12 == 0:
-            pool = [*pool[-5:], styled_clips(seed + 1000 + step, 4, (256, 384), 5, device)[0]]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * max(0.02, 1 - step / steps)
-        video = pool[step % len(pool)]
-        top = int(torch.randint(0, 8, (1,), generator=generator, device=device)) * 16
-        left = int(torch.randint(0, 16, (1,), generator=generator, device=device)) * 16
-        crop = video[:, :, :, top : top + 128, left : left + 128]
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 50) * max(0.0, 1 - step / steps)
+        crops = [_crop(examples, generator, crop, step % 2 == 0) for _ in range(batch_size)]
+        z, video = (torch.stack(part).to(device) for part in zip(*crops, strict=True))
         with torch.no_grad():
-            z = model.encode(crop, return_dict=False)[0].mode()
-            z = z + 0.02 * std * torch.randn(z.shape, generator=generator, device=device)
             linear = model.decode_linear(z)
         # The first frame and one group of four, as decode() meets them.
-        out = torch.cat(
-            [
-                model.refinement(linear[:, :, :1], z[:, :, 0]),
-                model.refinement(linear[:, :, 1:], z[:, :, 1]),
-            ],
-            2,
-        )
-        loss = reconstruction_loss(out, crop)
+        pieces = (linear[:, :, :1], linear[:, :, 1:])
+        refined = [model.refinement(piece, z[:, :, n]) for n, piece in enumerate(pieces)]
+        loss = reconstruction_loss(torch.cat(refined, 2), video)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.refinement.parameters(), 1.0)
         optimizer.step()
         on_step(step + 1, loss.item())
+
+
+def _crop(
+    examples: list[Made], generator: torch.Generator, cells: int, encoded: bool
+) -> tuple[Tensor, Tensor]:
+    """Latents and pixels of a random square of a random example."""
+    example = examples[int(torch.randint(0, len(examples), (1,), generator=generator))]
+    latents = example.encoded if encoded else example.made
+    side = example.video.shape[-1] // latents.shape[-1]
+    top, left = (
+        int(torch.randint(0, size - cells + 1, (1,), generator=generator))
+        for size in latents.shape[-2:]
+    )
+    rows, columns = slice(top, top + cells), slice(left, left + cells)
+    pixels = example.video[
+        ..., side * top : side * (top + cells), side * left : side * (left + cells)
+    ]
+    return latents[..., rows, columns].float(), pixels.float()
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Trains the embedded model's transformer: Eq. 22 on the rendered pool, section 7.1 beside it.
 
-A step looks at a few latent frames of a clip, at their true places in time, rather than at all
-thirteen: every frame of a clip is nearly determined by the picture, the prompt and its place, so
-the same compute sees several times as many clips.
+A step looks at the few latent frames that the pool keeps of a clip, at their true places in time:
+every frame of a clip is nearly determined by the picture, the prompt and its place, so the same
+compute sees several times as many clips.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from torch import Tensor
 from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
-from osp_cli.procedural.motions import Motion
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame
 from osp_cli.training.losses import (
@@ -29,18 +28,18 @@ from osp_cli.training.losses import (
     logit_normal_sigmas,
 )
 from osp_cli.training.mini_data import Shard, load_shard
-from osp_cli.training.mini_fit import Sample, code_vector
+from osp_cli.training.mini_fit import Sample
 from osp_cli.training.mini_start import write_start
 from osp_cli.training.trainer import step_generator
 
 GEOMETRY = {
-    "num_attention_heads": 30,
+    "num_attention_heads": 34,
     "attention_head_dim": 16,
-    "in_channels": 48,
-    "out_channels": 48,
-    "text_dim": 480,
+    "in_channels": 64,
+    "out_channels": 64,
+    "text_dim": 544,
     "ffn_dim": 960,
-    "num_layers": 4,
+    "num_layers": 3,
     "projection_channels": 128,
     "position_channels": 24,
     "rope_max_seq_len": 256,
@@ -56,30 +55,23 @@ class Mixture:
     """What a step may be.
 
     Attributes:
-        batch_size: samples in a step of four frames; longer ones take fewer.
-        frames: numbers of latent frames that a step may see.
+        batch_size: samples in a step.
         caption_drop: share of samples with an empty prompt (paper: 0.1). None here: the clip
             follows from picture and prompt, so there is nothing for guidance to sharpen, and no
             words should mean the gentle life they mean in the pool, not a mean over all prompts.
         image_token_drop: share without image tokens, so that they do not become the leak.
         image_token_blur: share whose image tokens lack detail, for the same reason.
         cutoff: range of the cutoff percentile (paper: U[0.05, 0.95]).
-        continuation: share of steps that continue a clean context, without any image condition.
-        text_to_video: share of steps with neither context nor image.
-        whole_from: share of the run after which every step sees whole clips.
-        plain_until: share of the run in which two of three steps see unstyled clips only.
+        continuation: share of steps that continue a clean context: neither latent shift nor Fourier
+            features (section 7.1), the image tokens being the context's.
     """
 
     batch_size: int = 12
-    frames: tuple[int, ...] = (3,)
     caption_drop: float = 0.0
     image_token_drop: float = 0.05
     image_token_blur: float = 0.3
     cutoff: tuple[float, float] = (0.05, 0.95)
     continuation: float = 0.0
-    text_to_video: float = 0.0
-    whole_from: float = 1.0
-    plain_until: float = 0.0
 
 
 def new_transformer(
@@ -101,9 +93,13 @@ class Pool:
         self.states: list[dict[str, tuple[Tensor, Tensor]]] = []
         self._seen: set[Path] = set()
 
-    def load(self, folder: Path, limit: int | None = None) -> int:
-        """Takes in shards not yet loaded, in order; returns how many clips there are."""
-        for path in sorted(folder.glob("shard-*.safetensors"))[:limit]:
+    def load(self, folder: Path, limit: int | None = None, chosen: int | None = None) -> int:
+        """Takes in shards not yet loaded, in order, or the one with a number; returns how many
+        clips there are."""
+        paths = sorted(folder.glob("shard-*.safetensors"))[:limit]
+        if chosen is not None:
+            paths = [folder / f"shard-{chosen:05d}.safetensors"]
+        for path in paths:
             if path not in self._seen:
                 self._seen.add(path)
                 shard = load_shard(path)
@@ -112,24 +108,23 @@ class Pool:
         return sum(len(shard.captions) for shard in self.shards)
 
     def _encode(self, shard: Shard) -> dict[str, tuple[Tensor, Tensor]]:
-        """Three variants: prompt and picture, picture alone, prompt alone."""
+        """Two variants: prompt and picture, picture alone."""
         prompts = [str(caption["prompt"]) for caption in shard.captions]
         pictures = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in shard.pictures]
         empty = [""] * len(prompts)
         states = {
             "both": self.conditioner.hidden_states(prompts, pictures),
             "picture": self.conditioner.hidden_states(empty, pictures),
-            "prompt": self.conditioner.hidden_states(prompts),
-            "nothing": self.conditioner.hidden_states(empty),
         }
-        return {k: (state.to(torch.bfloat16), mask) for k, (state, mask) in states.items()}
+        return {k: (s.to("cpu", torch.bfloat16), mask.cpu()) for k, (s, mask) in states.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Samples of one bucket."""
+    """Samples of one bucket and one choice of latent frames."""
 
     latents: Tensor
+    indices: Tensor
     first: Tensor
     states: Tensor
     mask: Tensor
@@ -145,8 +140,8 @@ class DitObjective:
         pool: Pool,
         mixture: Mixture,
         seed: int,
-        steps: int,
         channel_weights: Tensor | None = None,
+        surround: Callable[[Tensor], Tensor] = lambda first: first,
         rank: int = 0,
     ) -> None:
         self.model = model
@@ -154,8 +149,9 @@ class DitObjective:
         self.pool = pool
         self.mixture = mixture
         self.seed = seed
-        self.steps = steps
         self.channel_weights = channel_weights
+        self.surround = surround
+        self.device = next(model.parameters()).device
         # Processes that share a step draw different samples.
         self.purpose = f"dit/{rank}" if rank else "dit"
 
@@ -163,78 +159,53 @@ class DitObjective:
         """Loss at a 0-based step; all randomness follows from the seed and the step."""
         generator = step_generator(self.seed, self.purpose, step)
         draw = torch.rand(1, generator=generator).item()
-        whole = step >= self.mixture.whole_from * self.steps
-        plain = step < self.mixture.plain_until * self.steps and step % 3 != 2
         if draw < self.mixture.continuation:
-            return self._continuation(generator, whole, plain)
-        if draw < self.mixture.continuation + self.mixture.text_to_video:
-            return self._text_to_video(generator, plain)
-        return self._image_to_video(generator, whole, plain)
+            return self._continuation(generator)
+        return self._image_to_video(generator)
 
-    def _image_to_video(self, generator: torch.Generator, whole: bool, plain: bool) -> Tensor:
-        choices = self.mixture.frames
-        frames = 13 if whole else choices[_randint(generator, len(choices))]
-        batch = self._draw(generator, frames, ("both", "picture"), plain)
-        indices = _choose_frames(generator, batch.latents.shape[2], frames)
-        latents = batch.latents[:, :, indices].float()
+    def _image_to_video(self, generator: torch.Generator) -> Tensor:
+        batch = self._draw(generator)
+        indices = batch.indices
+        latents = batch.latents.float()
         count = len(latents)
         low, high = self.mixture.cutoff
         cutoff = low + (high - low) * torch.rand(count, generator=generator)
+        cutoff = cutoff.to(self.device)
         features = fourier_features(batch.first, cutoff, len(indices))
-        chance = torch.rand(count, generator=generator)
+        chance = torch.rand(count, generator=generator).to(self.device)
         keep = chance >= self.mixture.image_token_drop
         sharp = chance >= self.mixture.image_token_drop + self.mixture.image_token_blur
         shown = torch.where(sharp.reshape(-1, 1, 1, 1, 1), batch.first, blur_latents(batch.first))
+        shown = self.surround(shown)
         context = self.conditioner.project(batch.states, batch.mask, shown, keep)
-        sigmas = logit_normal_sigmas(generator, count, 0.4, 1.2)
+        sigmas = logit_normal_sigmas(generator, count, 0.4, 1.2).to(self.device)
 
         def velocity(noisy: Tensor) -> Tensor:
             return self._velocity(noisy, sigmas * 1000, context, features, indices)
 
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
         projected = project_first_frame(self.model, batch.first)
         return flash_loss(
             velocity, latents, noise, sigmas, projected, SIGMA_POWER, self.channel_weights
         )
 
-    def _continuation(self, generator: torch.Generator, whole: bool, plain: bool) -> Tensor:
-        context_frames = 1 + _randint(generator, 3)
-        total = context_frames + (9 if whole else 3)
-        batch = self._draw(generator, total, ("prompt", "nothing"), plain)
-        start = _randint(generator, batch.latents.shape[2] - total + 1)
-        latents = batch.latents[:, :, start : start + total].float()
-        sigmas = logit_normal_sigmas(generator, len(latents), 0.4, 1.2)
-        context = self._without_image(batch)
+    def _continuation(self, generator: torch.Generator) -> Tensor:
+        batch = self._draw(generator, continues)
+        latents, indices = continued(batch.latents, batch.indices)
+        sigmas = logit_normal_sigmas(generator, len(latents), 0.4, 1.2).to(self.device)
+        shown = self.surround(latents[:, :, :1])
+        context = self.conditioner.project(batch.states, batch.mask, shown)
         tokens = latents.shape[3] * latents.shape[4] // 4
-        timestep = (sigmas * 1000)[:, None].repeat(1, total * tokens)
-        timestep[:, : context_frames * tokens] = 0.0
-        indices = torch.arange(total)
+        timestep = (sigmas * 1000)[:, None].repeat(1, latents.shape[2] * tokens)
+        timestep[:, :tokens] = 0.0
 
         def velocity(noisy: Tensor) -> Tensor:
             return self._velocity(noisy, timestep, context, torch.zeros_like(noisy), indices)
 
-        noise = torch.randn(latents.shape, generator=generator)
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
         return continuation_loss(
-            velocity, latents, noise, sigmas, context_frames, SIGMA_POWER, self.channel_weights
+            velocity, latents, noise, sigmas, 1, SIGMA_POWER, self.channel_weights
         )
-
-    def _text_to_video(self, generator: torch.Generator, plain: bool) -> Tensor:
-        batch = self._draw(generator, 4, ("prompt", "nothing"), plain)
-        indices = torch.arange(4)
-        latents = batch.latents[:, :, indices].float()
-        sigmas = logit_normal_sigmas(generator, len(latents), 0.4, 1.2)
-        context = self._without_image(batch)
-
-        def velocity(noisy: Tensor) -> Tensor:
-            zeros = torch.zeros_like(noisy)
-            return self._velocity(noisy, sigmas * 1000, context, zeros, indices)
-
-        noise = torch.randn(latents.shape, generator=generator)
-        return flash_loss(velocity, latents, noise, sigmas, None, SIGMA_POWER, self.channel_weights)
-
-    def _without_image(self, batch: Batch) -> Tensor:
-        dropped = torch.zeros(len(batch.first), dtype=torch.bool)
-        return self.conditioner.project(batch.states, batch.mask, batch.first, dropped)
 
     def _velocity(
         self, noisy: Tensor, timestep: Tensor, context: Tensor, features: Tensor, indices: Tensor
@@ -244,61 +215,65 @@ class DitObjective:
         )[0]
 
     def _draw(
-        self, generator: torch.Generator, frames: int, variants: tuple[str, str], plain: bool
+        self,
+        generator: torch.Generator,
+        accept: Callable[[dict[str, str | None]], bool] = lambda _caption: True,
     ) -> Batch:
-        """Random clips of one bucket, a share of them with an empty prompt."""
+        """Random clips of one bucket and one choice of frames, a share with an empty prompt."""
         anchor = self.pool.shards[_randint(generator, len(self.pool.shards))]
-        shape = anchor.latents.shape[3:]
         rows = [
             (number, index)
             for number, shard in enumerate(self.pool.shards)
-            if shard.latents.shape[3:] == shape
+            if shard.latents.shape == anchor.latents.shape
+            and torch.equal(shard.indices, anchor.indices)
             for index, caption in enumerate(shard.captions)
-            if not (plain and caption["style"])
+            if accept(caption)
         ]
-        size = max(2, self.mixture.batch_size * 4 // frames)
+        size = self.mixture.batch_size
         chosen = [rows[_randint(generator, len(rows))] for _ in range(size)]
         dropped = torch.rand(size, generator=generator) < self.mixture.caption_drop
         states, masks = [], []
         for (number, index), drop in zip(chosen, dropped.tolist(), strict=True):
-            state, mask = self.pool.states[number][variants[1] if drop else variants[0]]
+            state, mask = self.pool.states[number]["picture" if drop else "both"]
             states.append(state[index])
             masks.append(mask[index])
         return Batch(
-            torch.stack([self.pool.shards[n].latents[i] for n, i in chosen]),
-            torch.stack([self.pool.shards[n].first[i] for n, i in chosen]).float(),
-            torch.stack(states).float(),
-            torch.stack(masks),
+            torch.stack([self.pool.shards[n].latents[i] for n, i in chosen]).to(self.device),
+            anchor.indices,
+            torch.stack([self.pool.shards[n].first[i] for n, i in chosen]).float().to(self.device),
+            torch.stack(states).float().to(self.device),
+            torch.stack(masks).to(self.device),
         )
+
+
+def continues(caption: dict[str, str | None]) -> bool:
+    """Whether a clip's later frames follow from any one of them: its camera moves steadily."""
+    return caption["camera"] is not None and caption["scene"] is None
+
+
+def continued(latents: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """A kept clip from its second frame on, which becomes the context, and the frames' distances
+    from it."""
+    return latents[:, :, 1:].float(), indices[1:] - indices[1]
 
 
 def _randint(generator: torch.Generator, high: int) -> int:
     return int(torch.randint(0, high, (1,), generator=generator))
 
 
-def _choose_frames(generator: torch.Generator, available: int, count: int) -> Tensor:
-    """Any frames in order; a third of the time the first is among them."""
-    if count >= available:
-        return torch.arange(available)
-    chosen = torch.randperm(available, generator=generator)[:count].sort().values
-    if torch.rand(1, generator=generator).item() < 1 / 3:
-        chosen[0] = 0
-    return chosen
-
-
 def pool_samples(
     objective: DitObjective,
     clips: int,
-    frames: int,
     accept: Callable[[dict[str, str | None]], bool],
+    cutoff: float = 0.1,
 ) -> Iterator[Sample]:
     """Clips of the pool as the fits want them, a few at a time, the same at every call.
 
     Args:
         objective: with model, conditioner and pool.
         clips: at most so many.
-        frames: of each clip, at their true places.
         accept: whether a caption's clip is wanted.
+        cutoff: of the Fourier features.
     """
     pool = objective.pool
     generator = step_generator(objective.seed, "samples", 0)
@@ -311,30 +286,46 @@ def pool_samples(
             if not here:
                 return
             taken += len(here)
-            indices = _choose_frames(generator, shard.latents.shape[2], frames)
-            latents, first = shard.latents[here][:, :, indices].float(), shard.first[here].float()
-            state, mask = pool.states[number]["both"]
-            context = objective.conditioner.project(state[here].float(), mask[here], first)
-            sigmas = 0.05 + 0.95 * torch.rand(len(here), generator=generator)
-            noise = torch.randn(latents.shape, generator=generator)
-            codes = torch.stack([_caption_codes(shard.captions[index]) for index in here])
-
-            def velocity(
-                noisy: Tensor,
-                sigmas: Tensor = sigmas,
-                context: Tensor = context,
-                indices: Tensor = indices,
-            ) -> Tensor:
-                features = torch.zeros_like(noisy)
-                return objective._velocity(noisy, sigmas * 1000, context, features, indices)
-
-            noisy = add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1))
-            yield Sample(latents, noisy, sigmas, codes, velocity)
+            cutoffs = torch.full((len(here),), cutoff)
+            yield shard_sample(objective, number, here, cutoffs, generator)
 
 
-def _caption_codes(caption: dict[str, str | None]) -> Tensor:
-    motion = Motion(caption["camera"], caption["scene"], caption["speed"] or "normal")
-    return code_vector(motion, caption["style"])
+def shard_sample(
+    objective: DitObjective,
+    number: int,
+    rows: list[int],
+    cutoffs: Tensor | None,
+    generator: torch.Generator,
+) -> Sample:
+    """Clips of one shard at random noise levels.
+
+    Args:
+        objective: with model, conditioner and pool.
+        number: of the shard.
+        rows: its clips.
+        cutoffs: of the Fourier features, `(clips,)`; None continues each clip from its second kept
+            frame instead.
+        generator: of noise and its levels.
+    """
+    shard = objective.pool.shards[number]
+    device = objective.device
+    state, mask = (x[rows].to(device) for x in objective.pool.states[number]["both"])
+    latents, indices = shard.latents[rows].float().to(device), shard.indices
+    if cutoffs is None:
+        latents, indices = continued(latents, indices)
+        first, features = latents[:, :, :1], torch.zeros_like(latents)
+    else:
+        first = shard.first[rows].float().to(device)
+        features = fourier_features(first, cutoffs.to(device), len(indices))
+    shown = objective.surround(first)
+    context = objective.conditioner.project(state.float(), mask, shown)
+    sigmas = 0.05 + 0.95 * torch.rand(len(rows), generator=generator).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+
+    def velocity(noisy: Tensor) -> Tensor:
+        return objective._velocity(noisy, sigmas * 1000, context, features, indices)
+
+    return Sample(latents, add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1)), velocity)
 
 
 @contextmanager

@@ -21,13 +21,18 @@ from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.procedural.motions import Motion, displacement
 from osp_cli.procedural.prompts import random_motion, random_prompt, random_style
 from osp_cli.procedural.styles import STYLE_OPERATORS
+from osp_cli.sampling.fourier import fourier_features
 from osp_cli.training.mini_start import (
     CODE_SCALE,
     CODES,
     CONSTANT,
     CONTENT_SCALE,
+    CUTOFF_STEPS,
     FRACTION_SCALE,
+    GUIDE_SCALE,
+    GUIDE_UNITS,
     PLACE_SCALE,
+    SPECTRUM_GAIN,
     VELOCITY_SCALE,
     Layout,
     stream_layout,
@@ -119,7 +124,8 @@ def fit_motion(
     """
     layout = stream_layout(model)
     layer = model.blocks[0].ffn
-    hidden = layer.net[0].proj.out_features
+    # The last units are `fit_guide`'s.
+    hidden = layer.net[0].proj.out_features - GUIDE_UNITS - 2 * len(STYLE_OPERATORS)
     generator = torch.Generator().manual_seed(seed)
     coordinates, codes, targets = _motion_examples(model, seed, generator, clips)
     # What the norm divides by: with it undone, inputs and weights are of order one.
@@ -152,10 +158,129 @@ def fit_motion(
             squares.append(error[:2].detach().mean())
     with torch.no_grad():
         nn.init.zeros_(layer.net[0].proj.weight)
-        layer.net[0].proj.weight[:, known] = entry.weight * divisor
-        layer.net[0].proj.bias.copy_(entry.bias)
+        layer.net[0].proj.weight[:hidden, known] = entry.weight * divisor
+        layer.net[0].proj.bias[:hidden] = entry.bias
         _write_motion(layer.net[2], exit_, layout)
     return float(torch.stack(squares).mean().sqrt())
+
+
+def fit_guide(
+    model: FlashI2VTransformer3DModel, firsts: list[Tensor], seed: int, steps: int = 1500
+) -> float:
+    """Writes the units of the first feed-forward layer that read the Fourier features' spectrum.
+
+    They answer, for every step of `CUTOFF_STEPS`, whether the features were cut above it, and where
+    there are no features at all they take the codes of styles back.
+
+    Args:
+        model: as `write_start` left it.
+        firsts: first-frame latents, `(batch, channels, 1, height, width)` each.
+        seed: of the cutoffs and of the units' first weights.
+        steps: of the fit.
+
+    Returns:
+        The share of right answers.
+    """
+    layout = stream_layout(model)
+    generator = torch.Generator().manual_seed(seed)
+    spectra, answers = _spectra(model, layout, firsts, generator)
+    present = spectra[spectra.sum(1) > 0]
+    entry = nn.Linear(spectra.shape[1], GUIDE_UNITS)
+    exit_ = nn.Linear(GUIDE_UNITS, len(CUTOFF_STEPS))
+    mean, spread = spectra.mean(0), spectra.std(0)
+    spread[spread == 0] = 1.0  # of channels that a smaller model lacks
+    with torch.no_grad():
+        nn.init.normal_(entry.weight, generator=generator)
+        nn.init.normal_(entry.bias, generator=generator)
+        nn.init.zeros_(exit_.weight)
+        nn.init.zeros_(exit_.bias)
+    optimizer = torch.optim.Adam([*entry.parameters(), *exit_.parameters()], lr=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+    for _ in range(steps):
+        chosen = torch.randint(0, len(spectra), (2048,), generator=generator)
+        read = (spectra[chosen] - mean) / spread
+        got = exit_(nn.functional.gelu(entry(read), approximate="tanh"))
+        loss = nn.functional.mse_loss(got, answers[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        read = (spectra - mean) / spread
+        got = exit_(nn.functional.gelu(entry(read), approximate="tanh"))
+        _write_guide(model, layout, entry, exit_, mean, spread)
+        # Less than this of a spectrum is no Fourier features at all.
+        _write_repainting(model, layout, float(present.sum(1).sort().values[len(present) // 500]))
+    return float(((got > 0.5) == (answers > 0.5)).float().mean())
+
+
+@torch.no_grad()
+def _spectra(
+    model: FlashI2VTransformer3DModel,
+    layout: Layout,
+    firsts: list[Tensor],
+    generator: torch.Generator,
+    draws: int = 6,
+) -> tuple[Tensor, Tensor]:
+    """Spectrum channels of random tokens at random cutoffs, and on which side of each step."""
+    steps = torch.tensor(CUTOFF_STEPS)
+    spectra, answers = [], []
+    for first in firsts:
+        for _ in range(draws):
+            cutoffs = 0.02 + 0.96 * torch.rand(len(first), generator=generator)
+            features = fourier_features(first.float(), cutoffs, 1)
+            own = model.fourier_embedding(features)[:, layout.spectrum].flatten(2).transpose(1, 2)
+            read = own + SPECTRUM_GAIN * own.mean(1, keepdim=True)
+            picked = torch.randint(0, read.shape[1], (32,), generator=generator)
+            spectra.append(read[:, picked].flatten(0, 1))
+            answers.append((cutoffs[:, None] > steps).float().repeat_interleave(32, 0))
+    known, wanted = torch.cat(spectra), torch.cat(answers)
+    none = len(known) // 6  # a continued clip has no features: nothing is left out
+    return (
+        torch.cat([known, known.new_zeros(none, known.shape[1])]),
+        torch.cat([wanted, wanted.new_zeros(none, wanted.shape[1])]),
+    )
+
+
+def _write_guide(
+    model: FlashI2VTransformer3DModel,
+    layout: Layout,
+    entry: nn.Linear,
+    exit_: nn.Linear,
+    mean: Tensor,
+    spread: Tensor,
+) -> None:
+    layer, divisor = model.blocks[0].ffn, (12 * CONSTANT**2 / layout.width) ** 0.5
+    units = slice(_first_guide_unit(layer), _first_guide_unit(layer) + GUIDE_UNITS)
+    weight = entry.weight / spread
+    layer.net[0].proj.weight[units.start :] = 0.0
+    layer.net[0].proj.weight[units, layout.spectrum] = weight * divisor
+    # Constants tell the mean, which the layer norm took out.
+    layer.net[0].proj.weight[units, layout.constants] = -weight.sum(1, True) * divisor / 12
+    layer.net[0].proj.bias[units] = entry.bias - weight @ mean
+    layer.net[2].weight[layout.guide, units] = GUIDE_SCALE * exit_.weight
+    layer.net[2].bias[layout.guide] = GUIDE_SCALE * exit_.bias
+
+
+def _write_repainting(model: FlashI2VTransformer3DModel, layout: Layout, least: float) -> None:
+    """clamp((u - 0.35) / 0.25, 0, 1) of u = code - spectrum / least is taken from each style's
+    code: what is painted is not painted again."""
+    layer, divisor = model.blocks[0].ffn, (12 * CONSTANT**2 / layout.width) ** 0.5
+    first, steepness = _first_guide_unit(layer) + GUIDE_UNITS, 24.0
+    entry, last = layer.net[0].proj, layer.net[2]
+    styles = [layout.codes.start + n for n, (kind, _) in enumerate(CODES) if kind == "style"]
+    for number, code in enumerate(styles):
+        for side, (threshold, sign) in enumerate(((0.35, 1.0), (0.6, -1.0))):
+            unit = first + 2 * number + side
+            entry.weight[unit, code] = steepness * divisor / CODE_SCALE
+            entry.weight[unit, layout.spectrum] = -steepness * divisor / least
+            entry.weight[unit, layout.constants] = -entry.weight[unit].sum() / 12
+            entry.bias[unit] = -steepness * threshold
+            last.weight[code, unit] = -CODE_SCALE * sign / steepness / 0.25
+
+
+def _first_guide_unit(layer: nn.Module) -> int:
+    return int(layer.net[0].proj.out_features) - GUIDE_UNITS - 2 * len(STYLE_OPERATORS)
 
 
 Code = tuple[str, str]
@@ -201,11 +326,6 @@ def motion_groups() -> list[Group]:
     return groups
 
 
-def style_groups() -> list[Group]:
-    """Every style."""
-    return [Group((("style", name),)) for name in STYLE_OPERATORS]
-
-
 def _gate(entry: nn.Linear, first_code: int) -> None:
     """Gives every motion at every speed units of its own, silent for all the others.
 
@@ -228,11 +348,12 @@ def _write_motion(last: nn.Linear, exit_: nn.Linear, layout: Layout) -> None:
             (layout.place.start + 2 * axis + 1, -per_cell),
             (layout.fraction.start + axis, FRACTION_SCALE / CELLS_PER_UNIT),
         )
+        units = exit_.in_features
         for row, scale in targets:
-            last.weight[row] = scale * exit_.weight[axis]
+            last.weight[row, :units] = scale * exit_.weight[axis]
             last.bias[row] = scale * exit_.bias[axis]
         row = layout.velocity.start + axis
-        last.weight[row] = VELOCITY_SCALE * exit_.weight[2 + axis]
+        last.weight[row, :units] = VELOCITY_SCALE * exit_.weight[2 + axis]
         last.bias[row] = VELOCITY_SCALE * exit_.bias[2 + axis]
 
 
@@ -305,15 +426,11 @@ class Sample:
     Attributes:
         latents: x, `(batch, channels, frames, height, width)`.
         noisy: what it gets instead, unshifted (phi is zero at the start).
-        sigmas: noise levels, `(batch,)`.
-        codes: of the captions, `(batch, len(CODES))`.
         velocity: the model with all its other arguments filled in.
     """
 
     latents: Tensor
     noisy: Tensor
-    sigmas: Tensor
-    codes: Tensor
     velocity: Callable[[Tensor], Tensor]
 
 
@@ -324,7 +441,7 @@ def fit_lookups(
     """Writes, block by block, the best linear answer of its lookups to what is still missing.
 
     Args:
-        model: with what comes before the lookups in place, and feed-forward layers that add
+        model: with what comes before the lookups in place, and later feed-forward layers that add
             nothing.
         samples: unstyled clips, the same at every call.
 
@@ -343,8 +460,9 @@ def fit_lookups(
         answer = torch.linalg.solve(gram, found[:, size:]).float().T
         out.weight[layout.content] -= CONTENT_SCALE * answer[:, :-1]
         out.bias[layout.content] -= CONTENT_SCALE * answer[:, -1]
-        out.weight[layout.copy] += answer[:, :-1]
-        out.bias[layout.copy] += answer[:, -1]
+        copied = layout.copy.stop - layout.copy.start
+        out.weight[layout.copy] += answer[:copied, :-1]
+        out.bias[layout.copy] += answer[:copied, -1]
         explained = (answer.double().T * (2 * found[:, size:] - gram @ answer.double().T)).sum()
         missing.append(float((missed - explained) / energy))
     return missing
@@ -370,7 +488,7 @@ def _lookup_statistics(
     missed = energy = 0.0
     for sample in samples():
         sample.velocity(sample.noisy)
-        clip, noisy = (_tokens(model, x) for x in (sample.latents, sample.noisy))
+        clip, noisy = (tokens_of(model, x) for x in (sample.latents, sample.noisy))
         found = seen["found"].flatten(0, 1).float()
         guess = noisy - seen["stream"].flatten(0, 1)[:, layout.content].float() / CONTENT_SCALE
         found = torch.cat([found, torch.ones(len(found), 1)], 1).double()
@@ -383,238 +501,7 @@ def _lookup_statistics(
     return total, missed, energy
 
 
-# A hidden unit of a gated map is straight where it is on: around this on its GELU, eight deviations
-# from where it bends. Photos have stronger colours than rendered scenes.
-_STRAIGHT = 6.0
-_SPREAD = 0.75
-# And off elsewhere, whatever the picture.
-_GATE = 20.0
-
-
-@torch.no_grad()
-def fit_straight(
-    model: FlashI2VTransformer3DModel,
-    number: int,
-    groups: list[Group],
-    samples: Callable[[], Iterator[Sample]],
-    channel_weights: Tensor,
-    repaint_copy: bool,
-) -> float:
-    """Writes a block's feed-forward layer: for every group of clips the best affine map, of as many
-    dimensions as there are hidden units for it, from the picture's copy to what is still missing.
-
-    Args:
-        model: fitted up to here; later feed-forward layers add nothing yet.
-        number: of the block.
-        groups: which clips share a map.
-        samples: the same at every call.
-        channel_weights: of the latents' channels, which rank the dimensions.
-        repaint_copy: later blocks shall see the copy with what was missing.
-
-    Returns:
-        What is missing of the clips before it, as a share of their energy.
-    """
-    layout = stream_layout(model)
-    entry = model.blocks[number].ffn.net[0].proj
-    divisor = (12 * CONSTANT**2 / layout.width) ** 0.5
-    known = _painted_from(layout)
-    size, outputs = len(known), layout.content.stop
-    statistics = torch.zeros(len(groups), size + 1, size + 1 + outputs, dtype=torch.float64)
-    missed = energy = 0.0
-    for seen, clip, lacking, codes in _observe(model, number, samples):
-        design = torch.cat([seen[:, known] * divisor, torch.ones(len(seen), 1)], 1)
-        for index, group in enumerate(groups):
-            rows = group.holds(codes)
-            if rows.any():
-                both = torch.cat([design[rows], lacking[rows]], 1)
-                statistics[index] += (design[rows].T @ both).double()
-        missed += float(lacking.square().sum())
-        energy += float(clip.square().sum())
-    patch = model.config.patch_size[1] * model.config.patch_size[2]
-    ranks = channel_weights.double().sqrt().repeat_interleave(patch)
-    share = min(entry.out_features // len(groups), outputs)
-    nn.init.zeros_(entry.weight)
-    nn.init.constant_(entry.bias, -_GATE)
-    for index, group in enumerate(groups):
-        if statistics[index, -1, size] < 10 * size:  # too few to tell
-            continue
-        rows = slice(index * share, (index + 1) * share)
-        directions, offset = _affine_directions(statistics[index], ranks, share)
-        weights, bias = group.gate(_GATE)
-        entry.weight[rows, known] = directions * divisor
-        entry.weight[rows, layout.codes] = weights * divisor
-        entry.bias[rows] = bias + offset
-    _settle(entry)
-    _fit_exit(model, number, samples, repaint_copy)
-    return missed / energy
-
-
-def _painted_from(layout: Layout) -> Tensor:
-    """Channels that say how a cell is painted: the picture there, and the means of the whole."""
-    parts = (layout.copy, layout.means)
-    return torch.cat([torch.arange(part.start, part.stop) for part in parts])
-
-
-def _affine_directions(statistics: Tensor, ranks: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Weights `(count, inputs)` and biases of the inputs' directions that explain most."""
-    size = statistics.shape[0] - 1
-    gram, cross = statistics[:, : size + 1], statistics[:, size + 1 :]
-    ridge = 1e-3 * gram[:-1, :-1].diagonal().mean()
-    answer = torch.linalg.solve(gram + ridge * torch.eye(size + 1).double(), cross) * ranks
-    total = gram[-1, -1]
-    mean = gram[-1, :-1] / total
-    spread = gram[:-1, :-1] / total - mean[:, None] * mean
-    linear = answer[:-1]
-    strongest = torch.linalg.eigh(linear.T @ spread @ linear).eigenvectors.flip(1)[:, :count]
-    directions = linear @ strongest
-    deviation = (directions * (spread @ directions)).sum(0).clamp_min(1e-9).sqrt()
-    directions = directions / deviation * _SPREAD
-    return directions.T.float(), (_STRAIGHT - mean @ directions).float()
-
-
-@torch.no_grad()
-def fit_curved(
-    model: FlashI2VTransformer3DModel,
-    number: int,
-    groups: list[Group],
-    samples: Callable[[], Iterator[Sample]],
-    seed: int,
-) -> float:
-    """Writes a block's feed-forward layer: for every group of clips bends at random values of each
-    cell's strongest channels and at random places of the frame, weighted to make what is still
-    missing. The strongest channel, light, bends against the picture's mean too.
-
-    Arguments and result as for `fit_straight`.
-    """
-    layout = stream_layout(model)
-    entry = model.blocks[number].ffn.net[0].proj
-    divisor = (12 * CONSTANT**2 / layout.width) ** 0.5
-    spreads, mean, missing = _copy_spread(model, number, samples)
-    directions = _cell_directions(model, layout, spreads)
-    generator = torch.Generator().manual_seed(seed)
-    share = entry.out_features // len(groups)
-    where = share // 8
-    nn.init.zeros_(entry.weight)
-    nn.init.constant_(entry.bias, -_GATE)
-    for index, group in enumerate(groups):
-        start = index * share
-        weights, bias = group.gate(_GATE)
-        entry.weight[start : start + share, layout.codes] = weights * divisor
-        turns = torch.randn(share, generator=generator)
-        for unit in range(share):
-            row = start + unit
-            entry.bias[row] = bias + 2.0 * turns[unit]
-            if unit < where:
-                part = layout.coordinates
-                random_row = torch.randn(part.stop - part.start, generator=generator)
-                entry.weight[row, part] = random_row * divisor
-            else:
-                sign = 1.0 if turns[unit] < 0 else -1.0
-                direction = sign * 2.0 * directions[(unit - where) % len(directions)]
-                entry.weight[row] += direction * divisor
-                entry.bias[row] -= float(mean @ direction)
-    _settle(entry)
-    _fit_exit(model, number, samples, False)
-    return missing
-
-
-def _copy_spread(
-    model: FlashI2VTransformer3DModel, number: int, samples: Callable[[], Iterator[Sample]]
-) -> tuple[Tensor, Tensor, float]:
-    """Deviation and mean of what a layer reads, by channel, and what is missing of the clips."""
-    divisor = (12 * CONSTANT**2 / stream_layout(model).width) ** 0.5
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    missed = energy = 0.0
-    for seen, clip, lacking, _codes in _observe(model, number, samples):
-        read = seen.double() * divisor
-        count += len(read)
-        total, squares = total + read.sum(0), squares + read.square().sum(0)
-        missed += float(lacking.square().sum())
-        energy += float(clip.square().sum())
-    mean = total / count
-    spread = (squares / count - mean.square()).clamp_min(1e-6).sqrt()
-    return spread.float(), mean.float(), missed / energy
-
-
-def _cell_directions(
-    model: FlashI2VTransformer3DModel, layout: Layout, spread: Tensor
-) -> list[Tensor]:
-    """Over the stream, of unit deviation: channels of single cells, the strongest more often."""
-    cells = model.config.patch_size[1] * model.config.patch_size[2]
-    channels = model.config.in_channels
-    result = []
-    for channel, against_mean in _BENDING:
-        for cell in range(cells if channel < channels else 0):
-            direction = torch.zeros(layout.width)
-            place = layout.copy.start + channel * cells + cell
-            direction[place] = 1 / spread[place]
-            if against_mean:
-                direction[layout.means.start + channel] = -1 / spread[place]
-            result.append(direction)
-    return result
-
-
-# Channel, and whether it counts from the picture's mean.
-_BENDING = (
-    *((0, False), (0, True), (1, False), (0, False), (2, False), (0, True), (3, False)),
-    *((0, False), (1, False), (0, True), (2, False), (4, False), (0, False), (0, True)),
-    *((5, False), (0, False)),
-)
-
-
-def _settle(entry: nn.Linear) -> None:
-    """To the precision it will be stored in: what follows is fitted to what will be computed."""
-    entry.weight.copy_(entry.weight.bfloat16().float())
-    entry.bias.copy_(entry.bias.bfloat16().float())
-
-
-def _fit_exit(
-    model: FlashI2VTransformer3DModel,
-    number: int,
-    samples: Callable[[], Iterator[Sample]],
-    repaint_copy: bool,
-) -> None:
-    """The second half of a feed-forward layer, by ridge regression on its hidden units."""
-    layout = stream_layout(model)
-    first, last = model.blocks[number].ffn.net[0], model.blocks[number].ffn.net[2]
-    size = last.in_features + 1
-    total = torch.zeros(size, size + layout.content.stop, dtype=torch.float64)
-    for seen, _clip, lacking, _codes in _observe(model, number, samples):
-        hidden = torch.cat([first(seen), torch.ones(len(seen), 1)], 1)
-        total += (hidden.T @ torch.cat([hidden, lacking], 1)).double()
-    gram = total[:, :size].clone()
-    # The floor is for a layer none of whose groups had enough clips: all of it is silent then.
-    ridge = 3e-4 * gram.diagonal()[:-1].mean().clamp_min(1e-3)
-    gram += ridge * torch.eye(size, dtype=gram.dtype)
-    answer = torch.linalg.solve(gram, total[:, size:]).float().T
-    last.weight[layout.content] = -CONTENT_SCALE * answer[:, :-1]
-    last.bias[layout.content] = -CONTENT_SCALE * answer[:, -1]
-    if repaint_copy:
-        last.weight[layout.copy] = answer[:, :-1]
-        last.bias[layout.copy] = answer[:, -1]
-
-
-def _observe(
-    model: FlashI2VTransformer3DModel, number: int, samples: Callable[[], Iterator[Sample]]
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """What a feed-forward layer reads, the clip, what is missing of it, and its codes, by token."""
-    seen: dict[str, Tensor] = {}
-    handle = model.blocks[number].ffn.register_forward_hook(
-        lambda _module, args, _result: seen.update(read=args[0])
-    )
-    try:
-        for sample in samples():
-            velocity = sample.velocity(sample.noisy)
-            guess = sample.noisy - sample.sigmas.reshape(-1, 1, 1, 1, 1) * velocity
-            clip = _tokens(model, sample.latents)
-            read = seen["read"]
-            codes = sample.codes.repeat_interleave(read.shape[1], 0)
-            yield read.flatten(0, 1), clip, clip - _tokens(model, guess), codes
-    finally:
-        handle.remove()
-
-
-def _tokens(model: FlashI2VTransformer3DModel, latents: Tensor) -> Tensor:
+def tokens_of(model: FlashI2VTransformer3DModel, latents: Tensor) -> Tensor:
     """Latents as the patch embedding sees them, `(all tokens, channels * patch^2)`."""
     _, rows, columns = model.config.patch_size
     batch, channels, frames, height, width = latents.shape

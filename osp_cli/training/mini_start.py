@@ -11,17 +11,24 @@ The stream of a token holds, in this order:
 
 - the content, a quarter of (t times the velocity). The exit divides it by t. Blocks write there but
   do not read: it is full of noise, and a small model that reads it copies the noise's mean;
-- a copy of the picture as this token sees it, for blocks to read and to repaint;
+- a copy of the picture's stronger channels as this token sees them, for blocks to read and to
+  repaint, and beside it the ring of cells around;
 - its address: the place in the picture where its content comes from. It begins as the token's own
   place; the first feed-forward layer, which knows every motion, adds the displacement;
-- coordinates, the codes of what the prompt asks for, some means, free channels, constants.
+- coordinates, the codes of what the prompt asks for, the guide (what the Fourier features say),
+  some means, free channels, constants.
 
 Every cross-attention is a lookup of the image tokens around the address: one head looks half a cell
 to the left, another right there. Its queries and keys are distances, so it interpolates; they and
 the first block stay as they are, the values and all else are free.
 
-Where there are no image tokens (text to video, a continuation) the lookups find nothing. These
-first weights are not trained for that.
+The Fourier features (Eq. 20) reach every token as a mean over the clip; a few hidden units tell
+from their spectrum at which percentile they were cut, and lookups of channels that are finer than
+that turn away from the picture (Fig. 8b). No Fourier features at all mean that a clip is continued:
+its picture is painted already, so the codes of styles are taken back.
+
+Where there are no image tokens (text to video) the lookups find nothing. These weights are not
+trained for that.
 """
 
 from __future__ import annotations
@@ -69,6 +76,25 @@ _NEAR_SHARPNESS = 4.0
 _STAIR_SHARPNESS = 16.0
 _SEARCH_LOGIT = 16.0  # image tokens against all the other rows
 _SLICE = 16  # channels that a head carries
+# Slices of the picture's channels, each a head for every cell of a token; the last two are too fine
+# for blocks to read. Beside each: after which cutoff percentile it is left out.
+_SLICES: tuple[tuple[int, int, float | None], ...] = (
+    (0, 8, None),
+    (8, 20, 0.85),
+    (20, 32, 0.7),
+    (32, 48, 0.5),
+    (48, 64, 0.3),
+)
+COPY_CHANNELS = 32
+RING_CHANNELS = 5  # of each of the twelve cells around a token
+CUTOFF_STEPS = tuple(sorted(step for *_, step in _SLICES if step))
+GUIDE_SCALE = 4.0
+# Groups of channels whose mean Fourier magnitude is told apart.
+_SPECTRUM = ((0, 1), (1, 2), (2, 3), (3, 6), (6, 11), (11, 21), (21, 41), (41, 64))
+SPECTRUM_GAIN = 64.0  # of the mean over the clip against the token's own
+_TURN_AWAY = 16000.0  # logit; a lookup in the corner of a large frame reaches an eighth of that
+_TURN_FROM = 0.6  # of a full answer: half an answer is none
+GUIDE_UNITS = 64  # hidden units of the first feed-forward layer that read the spectrum
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +108,11 @@ class Layout:
     fraction: slice  # x, y
     velocity: slice  # x, y
     codes: slice
+    guide: slice  # a step for every cutoff of `CUTOFF_STEPS`
+    spectrum: slice
     means: slice
     coordinates: slice  # frame size, time, sines
+    ring: slice
     free: slice
     constants: slice
 
@@ -91,7 +120,7 @@ class Layout:
     def writable(self) -> Tensor:
         """Mask over the stream of what trained layers may write to."""
         mask = torch.zeros(self.width)
-        for part in (self.content, self.copy, self.free, self.means):
+        for part in (self.content, self.copy, self.ring, self.free, self.means):
             mask[part] = 1.0
         return mask
 
@@ -110,16 +139,19 @@ def stream_layout(model: FlashI2VTransformer3DModel) -> Layout:
         ValueError: its geometry has no room.
     """
     width = model.proj_out.in_features
-    patch = model.config.in_channels * model.config.patch_size[1] * model.config.patch_size[2]
+    cells = model.config.patch_size[1] * model.config.patch_size[2]
     sizes = {
-        "content": patch,
-        "copy": patch,
+        "content": model.config.in_channels * cells,
+        "copy": min(COPY_CHANNELS, model.config.in_channels) * cells,
         "place": 4,
         "fraction": 2,
         "velocity": 2,
         "codes": len(CODES),
+        "guide": len(CUTOFF_STEPS),
+        "spectrum": len(_SPECTRUM),
         "means": 6,
         "coordinates": model.config.position_channels + GRID_CHANNELS - 2,
+        "ring": len(_ring(model.config.patch_size[1])) * RING_CHANNELS,
     }
     parts, start = {}, 0
     for name, size in sizes.items():
@@ -143,31 +175,50 @@ class Lookup:
         offset: x, y in cells from the middle of the token's address.
         sharpness: of the search; 0 takes the mean over the picture.
         channels: first of the picture's channels that it carries, or -1 for coordinates.
+        stop: last of them, exclusive.
         corner: row and column of the token's cell that is exactly there, if one is.
+        ring: number of the cell of the ring that is there, if one is.
+        cutoff: percentile from which on the picture is not looked at, if there is one.
     """
 
     offset: tuple[float, float]
     sharpness: float
     channels: int
+    stop: int = 0
     corner: tuple[int, int] | None = None
+    ring: int | None = None
+    cutoff: float | None = None
+
+
+def _ring(patch: int) -> list[tuple[float, float]]:
+    """Offsets of the cells around a token, in cells from its middle."""
+    places = [step - (patch + 1) / 2 for step in range(patch + 2)]
+    edge = (places[0], places[-1])
+    return [(x, y) for y in places for x in places if x in edge or y in edge]
 
 
 def lookups(channels: int, patch: int) -> list[Lookup]:
     """All lookups worth having, the most telling first; blocks take them in this order."""
-    slices = range(0, channels, _SLICE)
     middle = (patch - 1) / 2
     corners = list(product(range(patch), range(patch)))
     steps = (-1.0, -0.5, 0.0, 0.5, 1.0)
     near = sorted(((x, y) for x in steps for y in steps), key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
     own = {(column - middle, row - middle) for row, column in corners}
+    slices = [(a, min(b, channels), cut) for a, b, cut in _SLICES if a < channels]
     result = [Lookup((0.0, 0.0), _STAIR_SHARPNESS, -1)]
-    for start, (row, column) in product(slices, corners):
+    for (start, stop, cutoff), (row, column) in product(slices, corners):
         offset = (column - middle, row - middle)
-        result.append(Lookup(offset, _OWN_SHARPNESS, start, (row, column)))
-    result += [Lookup(offset, _NEAR_SHARPNESS, 0) for offset in near if offset not in own]
-    result.append(Lookup((0.0, 0.0), 0.0, 0))
-    for start in list(slices)[1:]:
-        result += [Lookup(offset, _NEAR_SHARPNESS, start) for offset in near if offset not in own]
+        result.append(Lookup(offset, _OWN_SHARPNESS, start, stop, (row, column), cutoff=cutoff))
+    result.append(Lookup((0.0, 0.0), 0.0, 0, min(6, channels)))
+    for number, offset in enumerate(_ring(patch)):
+        result.append(Lookup(offset, _OWN_SHARPNESS, 0, min(_SLICE, channels), ring=number))
+    coarse = [(0, min(_SLICE, channels), None), *(s for s in slices if s[0] >= _SLICE)]
+    for start, stop, cutoff in coarse:
+        result += [
+            Lookup(offset, _NEAR_SHARPNESS, start, stop, cutoff=cutoff)
+            for offset in near
+            if offset not in own
+        ]
     return result
 
 
@@ -192,6 +243,7 @@ def write_start(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditione
         _start_keys(block.attn2, channels)
         if number:
             _start_reading(block.ffn.net[0].proj, layout)
+    _start_guide(model, layout)
     _start_language(model.blocks[0].attn2, layout, channels)
     wanted = lookups(channels, model.config.patch_size[1])
     heads = model.config.num_attention_heads
@@ -241,6 +293,31 @@ def _start_embedding(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
     others = list(range(sines + 2, sines + GRID_CHANNELS)) + list(range(sines))
     for row, column in zip(range(*layout.coordinates.indices(layout.width)), others, strict=True):
         positions.weight[row, column] = 1.0
+
+
+def _start_guide(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
+    """Every token learns the clip's mean Fourier magnitudes, by groups of channels.
+
+    The first block's self-attention is uniform: it takes means.
+    """
+    patch, mix = model.fourier_embedding
+    nn.init.zeros_(patch.weight)
+    for row, (start, stop) in enumerate(_SPECTRUM):
+        group = slice(start, min(stop, model.config.in_channels))
+        if group.start < group.stop:
+            # Faint, so that layer norms hardly measure it.
+            patch.weight[row, group] = 0.125 / patch.weight[row, group].numel()
+        mix.weight[layout.spectrum.start + row, row] = 1.0
+    attention = model.blocks[0].attn1
+    for layer in (attention.to_q, attention.to_k, attention.to_v):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    divisor = (12 * CONSTANT**2 / layout.width) ** 0.5
+    for row in range(len(_SPECTRUM)):
+        attention.to_v.weight[row, layout.spectrum.start + row] = divisor
+        # The stream's mean, which the layer norm took out: the gain below would multiply it.
+        attention.to_v.weight[row, layout.constants] = -divisor / 12
+        attention.to_out[0].weight[layout.spectrum.start + row, row] = SPECTRUM_GAIN
 
 
 def _signs() -> Tensor:
@@ -326,23 +403,47 @@ def _start_lookups(
             row[place + 2 * axis + 1] -= 0.5 / PLACE_SCALE
             queries[head, axis] = strength * row
         queries[head, 2] = strength * one
+        if lookup.cutoff is not None:
+            _turn_away(queries[head, _LAST], lookup, layout)
         first = head * size
         if lookup.channels < 0:
             for axis in (0, 1):
                 attention.to_v.weight[first + axis, channels + axis] = 1.0
                 out[layout.fraction.start + axis, first + axis] = -FRACTION_SCALE
             continue
-        for number, channel in enumerate(
-            range(lookup.channels, min(channels, lookup.channels + _SLICE))
-        ):
+        for number, channel in enumerate(range(lookup.channels, lookup.stop)):
             attention.to_v.weight[first + number, channel] = 1.0
-            if lookup.corner is not None:
-                patch = round((layout.content.stop // channels) ** 0.5)
-                target = (channel * patch + lookup.corner[0]) * patch + lookup.corner[1]
-                out[layout.content.start + target, first + number] = -CONTENT_SCALE / _TOKEN_SCALE
-                out[layout.copy.start + target, first + number] = 1 / _TOKEN_SCALE
-            elif not lookup.sharpness and number < 6:
-                out[layout.means.start + number, first + number] = 1 / _TOKEN_SCALE
+            for target, scale in _targets(lookup, channel, layout, channels):
+                out[target, first + number] = scale / _TOKEN_SCALE
+
+
+def _targets(
+    lookup: Lookup, channel: int, layout: Layout, channels: int
+) -> list[tuple[int, float]]:
+    """Where in the stream a channel of a lookup belongs, and how strong."""
+    if lookup.corner is not None:
+        patch = round((layout.content.stop // channels) ** 0.5)
+        cell = (channel * patch + lookup.corner[0]) * patch + lookup.corner[1]
+        inside = layout.copy.start + cell < layout.copy.stop
+        copied = [(layout.copy.start + cell, 1.0)] if inside else []
+        return [(layout.content.start + cell, -CONTENT_SCALE), *copied]
+    if lookup.ring is not None:
+        inside = channel < RING_CHANNELS
+        return [(layout.ring.start + lookup.ring * RING_CHANNELS + channel, 1.0)] if inside else []
+    if not lookup.sharpness:
+        return [(layout.means.start + channel, 1.0)]
+    return []
+
+
+def _turn_away(row: Tensor, lookup: Lookup, layout: Layout) -> None:
+    """Lets the prompt's last row, which holds nothing of the picture, outshine it."""
+    strength = _TURN_AWAY / _logit_unit()
+    row -= _TURN_FROM * strength * _read_constant(layout)
+    row[layout.guide.start + CUTOFF_STEPS.index(lookup.cutoff)] = strength / GUIDE_SCALE
+    if lookup.channels >= COPY_CHANNELS:
+        # What no block can read, no block could repaint.
+        styles = [number for number, (kind, _) in enumerate(CODES) if kind == "style"]
+        row[[layout.codes.start + number for number in styles]] = strength / CODE_SCALE
 
 
 def _start_reading(layer: nn.Linear, layout: Layout) -> None:
@@ -358,12 +459,13 @@ def _start_reading(layer: nn.Linear, layout: Layout) -> None:
         "fraction": 0.5,
         "velocity": 2.0,
         "codes": 2.0 * CODE_SCALE**2,
+        "ring": layout.ring.stop - layout.ring.start,
         "means": 12.0,
         "coordinates": 24.0,
     }
     for name, energy in strengths.items():
         part = getattr(layout, name)
-        share = {"copy": 1.0, "codes": 1.0}.get(name, 0.4)
+        share = {"copy": 1.0, "codes": 1.0, "ring": 0.7}.get(name, 0.4)
         nn.init.normal_(layer.weight[:, part], std=share * divisor / energy**0.5)
     nn.init.normal_(layer.bias, std=0.3)
 
@@ -442,8 +544,6 @@ def protect(model: FlashI2VTransformer3DModel, conditioner: QwenVLConditioner) -
     for module in modules:
         module.requires_grad_(False)
     model.learnable_proj.requires_grad_(True)
-    model.fourier_embedding.requires_grad_(True)
-    _mask_rows(model.fourier_embedding[1], layout.writable)
     for block in list(model.blocks)[1:]:
         out = block.attn2.to_out[0]
         for layer in (out, block.ffn):
@@ -459,4 +559,4 @@ def _mask_rows(layer: nn.Module, mask: Tensor) -> None:
 
 
 def _mask(parameter: nn.Parameter, mask: Tensor) -> None:
-    parameter.register_hook(lambda gradient: gradient * mask)
+    parameter.register_hook(lambda gradient: gradient * mask.to(gradient.device))

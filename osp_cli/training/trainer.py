@@ -84,11 +84,14 @@ def step_generator(seed: int, purpose: str, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(value)
 
 
-def share_steps(processes: int, work: Callable[..., None], *arguments: Any) -> None:
+def share_work(processes: int, work: Callable[..., None], *arguments: Any) -> None:
     """Runs `work(rank, *arguments)` in processes of one thread each, whose trainers share steps.
 
-    On a processor this beats as many threads in one process.
+    On a processor this beats as many threads in one process. One process is this one.
     """
+    if processes == 1:
+        work(0, *arguments)
+        return
     with tempfile.TemporaryDirectory() as folder:
         meeting = f"file://{folder}/meeting"
         torch.multiprocessing.spawn(_join, (processes, meeting, work, arguments), nprocs=processes)
@@ -198,7 +201,11 @@ class Trainer:
         """The mean over processes, so that all take the same step."""
         if not distributed.is_initialized():
             return
-        held = [p for p in self.parameters.values() if p.grad is not None]
+        held = list(self.parameters.values())
+        for parameter in held:
+            # Another process may have used what this one's samples left out.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([p.grad.flatten() for p in held])
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()

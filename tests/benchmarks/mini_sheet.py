@@ -29,7 +29,8 @@ def open_pipeline(name: str) -> FlashI2VPipeline:
     plan = make_plan(request, spec, size=spec.default_size, device="cpu", weights=folder)
     *_, components = load_components(spec, plan, folder)
     assert isinstance(components, Components)
-    return FlashI2VPipeline(components.transformer, components.vae, components.conditioner)
+    parts = (components.transformer, components.vae, components.conditioner)
+    return FlashI2VPipeline(*parts, surround=spec.image_token_surround)
 
 
 def main() -> None:
