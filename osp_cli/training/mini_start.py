@@ -80,10 +80,10 @@ _SLICE = 16  # channels that a head carries
 # for blocks to read. Beside each: after which cutoff percentile it is left out.
 _SLICES: tuple[tuple[int, int, float | None], ...] = (
     (0, 8, None),
-    (8, 20, 0.85),
-    (20, 32, 0.7),
-    (32, 48, 0.5),
-    (48, 64, 0.3),
+    (8, 20, 0.8),
+    (20, 32, 0.6),
+    (32, 48, 0.42),
+    (48, 64, 0.25),
 )
 COPY_CHANNELS = 32
 RING_CHANNELS = 5  # of each of the twelve cells around a token
@@ -306,7 +306,7 @@ def _start_guide(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
         group = slice(start, min(stop, model.config.in_channels))
         if group.start < group.stop:
             # Faint, so that layer norms hardly measure it.
-            patch.weight[row, group] = 0.125 / patch.weight[row, group].numel()
+            patch.weight[row, group] = 0.03125 / patch.weight[row, group].numel()
         mix.weight[layout.spectrum.start + row, row] = 1.0
     attention = model.blocks[0].attn1
     for layer in (attention.to_q, attention.to_k, attention.to_v):
