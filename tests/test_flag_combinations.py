@@ -214,7 +214,10 @@ configs = st.none() | st.sampled_from(
     stdin=st.sampled_from(["", "snow", "prompt,seed\na,1\n", '{"prompt": "a"}']),
 )
 def test_any_combination_runs_or_is_refused(worker, positional, flags, env, config, stdin):
-    argv = ["generate", *positional, *itertools.chain(*flags)]
+    given_flags = itertools.chain(*flags)
+    # Behind "--" there are no flags.
+    parts = [given_flags, positional] if "--" in positional else [positional, given_flags]
+    argv = ["generate", *itertools.chain(*parts)]
     case = {"env": env, "config": config, "stdin": stdin}
     check(worker.answer(argv=argv, **case), argv, **case)
 

@@ -194,7 +194,7 @@ SCENE_PHRASES: dict[str, tuple[str, ...]] = {
         "waves hello",
         "swaying",
         "it sways",
-        "rocking gently",
+        "rocking back and forth",
         "the head turns",
         "nods its head",
         "leaves sway in the breeze",

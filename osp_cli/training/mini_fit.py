@@ -72,18 +72,53 @@ def fit_language(
         last = torch.nn.functional.one_hot(mask.sum(1) - 1, mask.shape[1]).bool()
         ends.append(states[last])
         codes += [code_vector(motion, style) for motion, style in motions]
-        others.append(states[mask & ~last][::16])
+        others.append(states[mask & ~last][::2])
     known, wanted, other = torch.cat(ends), torch.stack(codes), torch.cat(others)
     adapter = conditioner.adapter
     for layer in (adapter.fc1, adapter.fc2):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     _write_steps(adapter, _ridge(known[:count], wanted[:count]), 0, channels + 5)
-    is_last = torch.cat([torch.ones(count, 1), torch.zeros(len(other), 1)])
-    answer = _ridge(torch.cat([known[:count], other]), is_last)
-    _write_steps(adapter, answer, len(CODES), channels + 4)
+    _fit_last_row(adapter, known[:count], other, channels + 4, seed)
     got = adapter(known[count:])[:, channels + 5 : channels + 5 + len(CODES)]
     return (got.round() == wanted[count:]).all(1).float().mean().item()
+
+
+_LAST_ROW_UNITS = 96
+
+
+@torch.enable_grad()
+def _fit_last_row(
+    adapter: nn.Module, last: Tensor, others: Tensor, output: int, seed: int, steps: int = 1200
+) -> None:
+    """Writes hidden units that answer one for a prompt's last row and zero for any other.
+
+    No linear answer tells them apart: the row before the prompt ends in the same token.
+    """
+    first, hidden = 2 * len(CODES), min(_LAST_ROW_UNITS, adapter.fc1.out_features - 2 * len(CODES))
+    generator = torch.Generator().manual_seed(seed)
+    entry, exit_ = nn.Linear(last.shape[1], hidden), nn.Linear(hidden, 1)
+    with torch.no_grad():
+        nn.init.normal_(entry.weight, std=last.shape[1] ** -0.5, generator=generator)
+        nn.init.normal_(entry.bias, generator=generator)
+        nn.init.zeros_(exit_.weight)
+        nn.init.zeros_(exit_.bias)
+    optimizer = torch.optim.Adam([*entry.parameters(), *exit_.parameters()], lr=5e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
+    for _ in range(steps):
+        loss = torch.zeros(())
+        for rows, wanted in ((last, 1.0), (others, 0.0)):
+            chosen = torch.randint(0, len(rows), (512,), generator=generator)
+            answer = exit_(nn.functional.gelu(entry(rows[chosen])))
+            loss = loss + (answer - wanted).square().mean() + (answer - wanted).pow(4).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    units = slice(first, first + hidden)
+    with torch.no_grad():
+        adapter.fc1.weight[units], adapter.fc1.bias[units] = entry.weight, entry.bias
+        adapter.fc2.weight[output, units], adapter.fc2.bias[output] = exit_.weight[0], exit_.bias[0]
 
 
 def code_vector(motion: Motion, style: str | None) -> Tensor:
@@ -102,14 +137,17 @@ def _ridge(inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _write_steps(adapter: nn.Module, answer: Tensor, hidden: int, output: int) -> None:
-    """clamp((u - 0.35) / 0.25, 0, 1) of each linear answer u, from two steep GELUs."""
+    """clamp((u - 0.38) / 0.1, 0, 1) of each linear answer u, from two steep GELUs.
+
+    Half an answer must be all or nothing: what is asked for gates what is done.
+    """
     steepness = 24.0
     for number, column in enumerate(answer.T):
-        for side, (threshold, sign) in enumerate(((0.35, 1.0), (0.6, -1.0))):
+        for side, (threshold, sign) in enumerate(((0.38, 1.0), (0.48, -1.0))):
             row = hidden * 2 + 2 * number + side
             adapter.fc1.weight[row] = steepness * column[:-1]
             adapter.fc1.bias[row] = steepness * (column[-1] - threshold)
-            adapter.fc2.weight[output + number, row] = sign / steepness / 0.25
+            adapter.fc2.weight[output + number, row] = sign / steepness / 0.1
 
 
 def fit_motion(

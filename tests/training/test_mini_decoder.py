@@ -50,7 +50,7 @@ def test_clips_as_rendered_and_as_made(quiet, codec, small):
         torch.testing.assert_close(example.encoded.float(), latents, atol=0.05, rtol=0.02)
         # Before any training the model makes a still clip.
         first, later = example.made.float().unbind(1)
-        assert (first - later).square().mean() < 0.02 * first.square().mean()
+        assert (first - later).square().mean() < 0.05 * first.square().mean()
     assert not torch.equal(examples[0].video, examples[1].video)
 
 
