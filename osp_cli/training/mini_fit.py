@@ -118,7 +118,9 @@ def _fit_last_row(
     units = slice(first, first + hidden)
     with torch.no_grad():
         adapter.fc1.weight[units], adapter.fc1.bias[units] = entry.weight, entry.bias
-        adapter.fc2.weight[output, units], adapter.fc2.bias[output] = exit_.weight[0], exit_.bias[0]
+        adapter.fc2.weight[output, units] = exit_.weight[0]
+        # Never below zero, where a lookup that turns away from this row would turn towards it.
+        adapter.fc2.bias[output] = exit_.bias[0] + 0.65
 
 
 def code_vector(motion: Motion, style: str | None) -> Tensor:
