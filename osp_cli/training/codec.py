@@ -116,6 +116,7 @@ def train_refinement(
     learning_rate: float = 1e-3,
     batch_size: int = 4,
     crop: int = 8,
+    texture: float = 0.0,
 ) -> None:
     """Trains the refinement, in turn on the transform's own latents and on the transformer's.
 
@@ -131,6 +132,8 @@ def train_refinement(
         learning_rate: at the start.
         batch_size: crops a step.
         crop: their side in latent cells.
+        texture: weight of `texture_loss` on what the transformer made, which is soft where
+            something moved.
     """
     assert model.refinement is not None
     for parameter in model.parameters():
@@ -150,6 +153,8 @@ def train_refinement(
         pieces = (linear[:, :, :1], linear[:, :, 1:])
         refined = [model.refinement(piece, z[:, :, n]) for n, piece in enumerate(pieces)]
         loss = reconstruction_loss(torch.cat(refined, 2), video)
+        if texture and step % 2:
+            loss = loss + texture * texture_loss(torch.cat(refined, 2), video)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.refinement.parameters(), 1.0)
@@ -173,6 +178,20 @@ def _crop(
         ..., side * top : side * (top + cells), side * left : side * (left + cells)
     ]
     return latents[..., rows, columns].float(), pixels.float()
+
+
+def texture_loss(output: Tensor, target: Tensor, region: int = 8) -> Tensor:
+    """By how much the fine contrast of every region of `region` pixels differs, wherever in it the
+    contrast is: what is a pixel off may be sharp all the same."""
+
+    def contrast(video: Tensor) -> Tensor:
+        images = video.transpose(1, 2).flatten(0, 1)
+        around = images[..., :-2, 1:-1] + images[..., 2:, 1:-1]
+        around = around + images[..., 1:-1, :-2] + images[..., 1:-1, 2:]
+        fine = images[..., 1:-1, 1:-1] - around / 4
+        return (F.avg_pool2d(fine.square().mean(1), region) + 1e-5).sqrt()
+
+    return (contrast(output) - contrast(target)).abs().mean()
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:

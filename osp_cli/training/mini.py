@@ -40,13 +40,9 @@ from osp_cli.training.mini_dit import (
     pool_samples,
     training_shortcuts,
 )
-from osp_cli.training.mini_fit import (
-    Sample,
-    fit_guide,
-    fit_language,
-    fit_lookups,
-    fit_motion,
-)
+from osp_cli.training.mini_fit import fit_guide, fit_language
+from osp_cli.training.mini_lookups import Sample, fit_lookups
+from osp_cli.training.mini_motion import fit_motion
 from osp_cli.training.mini_paint import (
     Painter,
     collect_tokens,
@@ -55,7 +51,7 @@ from osp_cli.training.mini_paint import (
     save_tokens,
 )
 from osp_cli.training.mini_start import protect
-from osp_cli.training.mini_vlm import load_vlm, new_conditioner, pretrain, save_vlm
+from osp_cli.training.mini_vlm import load_tokenizer, load_vlm, new_conditioner, pretrain, save_vlm
 from osp_cli.training.trainer import LoopSettings, StepReport, Trainer, share_work
 
 log = logging.getLogger("osp.training")
@@ -234,6 +230,7 @@ def make_painting(out: Path, recipe: dict[str, Any], processes: int = 1) -> None
 def _collect(rank: int, out: Path, recipe: dict[str, Any], processes: int) -> None:
     model, conditioner = _new_modules(out, recipe)
     _load_modules(out / "start", _trained_modules(model, conditioner))
+    protect(model, conditioner)  # or shortcuts would take self-attentions for trained ones
     _move(model, conditioner, _device(recipe))
     for number in range(rank, recipe["pool"]["shards"], processes):
         path = out / "tokens" / f"shard-{number:05d}.safetensors"
@@ -382,6 +379,8 @@ def _frozen_conditioner(out: Path, recipe: dict[str, Any]) -> QwenVLConditioner:
     geometry = recipe["transformer"].get("geometry", GEOMETRY)
     conditioner = new_conditioner(recipe["seed"], geometry["text_dim"], geometry["in_channels"])
     conditioner.model = load_vlm(out / "text_encoder")
+    # The vocabulary follows from the words of the prompts, which may have changed since.
+    conditioner.tokenizer = load_tokenizer(out / "text_encoder")
     return conditioner
 
 
@@ -395,7 +394,14 @@ def make_decoder(out: Path, recipe: dict[str, Any], _processes: int = 1) -> None
     codec = read_codec(out / "transform")
     made = made_latents(objective, codec, recipe["seed"] + 47, numbers["pictures"])
     codec.to(_device(recipe))
-    train_refinement(codec, made, recipe["seed"], numbers["steps"], _logger("decoder"))
+    train_refinement(
+        codec,
+        made,
+        recipe["seed"],
+        numbers["steps"],
+        _logger("decoder"),
+        texture=numbers.get("texture", 0.0),
+    )
     _save_whole(codec.to(torch.bfloat16), out / "vae")
 
 

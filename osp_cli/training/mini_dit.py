@@ -8,8 +8,9 @@ compute sees several times as many clips.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+from osp_cli.procedural.motions import Motion
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame
 from osp_cli.training.losses import (
@@ -28,7 +30,8 @@ from osp_cli.training.losses import (
     logit_normal_sigmas,
 )
 from osp_cli.training.mini_data import Shard, load_shard
-from osp_cli.training.mini_fit import Sample
+from osp_cli.training.mini_lookups import Sample
+from osp_cli.training.mini_motion import told_motion
 from osp_cli.training.mini_start import write_start
 from osp_cli.training.trainer import step_generator
 
@@ -246,6 +249,11 @@ class DitObjective:
         )
 
 
+def caption_motion(caption: dict[str, str | None]) -> Motion:
+    """The motion that a caption tells of."""
+    return Motion(caption["camera"], caption["scene"], str(caption["speed"]))
+
+
 def continues(caption: dict[str, str | None]) -> bool:
     """Whether a clip's later frames follow from any one of them: its camera moves steadily."""
     return caption["camera"] is not None and caption["scene"] is None
@@ -311,19 +319,23 @@ def shard_sample(
     device = objective.device
     state, mask = (x[rows].to(device) for x in objective.pool.states[number]["both"])
     latents, indices = shard.latents[rows].float().to(device), shard.indices
+    told: Callable[[], AbstractContextManager[None]] = nullcontext
     if cutoffs is None:
         latents, indices = continued(latents, indices)
         first, features = latents[:, :, :1], torch.zeros_like(latents)
     else:
         first = shard.first[rows].float().to(device)
         features = fourier_features(first, cutoffs.to(device), len(indices))
+        motions = [caption_motion(shard.captions[row]) for row in rows]
+        told = partial(told_motion, objective.model, motions, latents, indices)
     shown = objective.surround(first)
     context = objective.conditioner.project(state.float(), mask, shown)
     sigmas = 0.05 + 0.95 * torch.rand(len(rows), generator=generator).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
 
     def velocity(noisy: Tensor) -> Tensor:
-        return objective._velocity(noisy, sigmas * 1000, context, features, indices)
+        with told():
+            return objective._velocity(noisy, sigmas * 1000, context, features, indices)
 
     return Sample(latents, add_noise(latents, noise, sigmas.reshape(-1, 1, 1, 1, 1)), velocity)
 

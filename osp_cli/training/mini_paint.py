@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.training.mini_dit import DitObjective, continues, shard_sample
-from osp_cli.training.mini_fit import Sample, tokens_of
+from osp_cli.training.mini_lookups import Sample, tokens_of
 from osp_cli.training.mini_start import (
     CODE_SCALE,
     CODES,

@@ -68,6 +68,7 @@ CODE_SCALE = 4.0
 PLACE_SCALE = 4.0
 FRACTION_SCALE = CELLS_PER_UNIT  # of a cell, from -1/2 to 1/2
 VELOCITY_SCALE = 4.0
+JACOBIAN_SCALE = 8.0
 _TIME_SCALE = 0.5
 _SMALLEST_TIME = 0.06
 # Sharpness of a lookup, in 1 / cell^2: e^-8 of the weight for a neighbouring cell.
@@ -107,6 +108,8 @@ class Layout:
     place: slice  # +x, -x, +y, -y
     fraction: slice  # x, y
     velocity: slice  # x, y
+    jacobian: slice  # how the displacement grows over a cell: of x along x, along y, of y likewise
+    moved: slice  # whether the content has left its place
     codes: slice
     guide: slice  # a step for every cutoff of `CUTOFF_STEPS`
     spectrum: slice
@@ -146,6 +149,8 @@ def stream_layout(model: FlashI2VTransformer3DModel) -> Layout:
         "place": 4,
         "fraction": 2,
         "velocity": 2,
+        "jacobian": 4,
+        "moved": 1,
         "codes": len(CODES),
         "guide": len(CUTOFF_STEPS),
         "spectrum": len(_SPECTRUM),
@@ -179,6 +184,8 @@ class Lookup:
         corner: row and column of the token's cell that is exactly there, if one is.
         ring: number of the cell of the ring that is there, if one is.
         cutoff: percentile from which on the picture is not looked at, if there is one.
+        moved: whether only tokens look whose content has left its place (True), or only the others
+            (False), or all.
     """
 
     offset: tuple[float, float]
@@ -188,6 +195,7 @@ class Lookup:
     corner: tuple[int, int] | None = None
     ring: int | None = None
     cutoff: float | None = None
+    moved: bool | None = None
 
 
 def _ring(patch: int) -> list[tuple[float, float]]:
@@ -203,21 +211,25 @@ def lookups(channels: int, patch: int) -> list[Lookup]:
     corners = list(product(range(patch), range(patch)))
     steps = (-1.0, -0.5, 0.0, 0.5, 1.0)
     near = sorted(((x, y) for x in steps for y in steps), key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
-    own = {(column - middle, row - middle) for row, column in corners}
     slices = [(a, min(b, channels), cut) for a, b, cut in _SLICES if a < channels]
-    result = [Lookup((0.0, 0.0), _STAIR_SHARPNESS, -1)]
+    # From a cell's middle to the nearest cell's: zero, not a step, where nothing moves.
+    result = [Lookup((middle, middle), _STAIR_SHARPNESS, -1)]
     for (start, stop, cutoff), (row, column) in product(slices, corners):
         offset = (column - middle, row - middle)
-        result.append(Lookup(offset, _OWN_SHARPNESS, start, stop, (row, column), cutoff=cutoff))
+        # Waves as fine as these are wrong after a pixel.
+        moved = False if start >= COPY_CHANNELS else None
+        result.append(
+            Lookup(offset, _OWN_SHARPNESS, start, stop, (row, column), cutoff=cutoff, moved=moved)
+        )
     result.append(Lookup((0.0, 0.0), 0.0, 0, min(6, channels)))
     for number, offset in enumerate(_ring(patch)):
         result.append(Lookup(offset, _OWN_SHARPNESS, 0, min(_SLICE, channels), ring=number))
-    coarse = [(0, min(_SLICE, channels), None), *(s for s in slices if s[0] >= _SLICE)]
-    for start, stop, cutoff in coarse:
+    # What is fitted to all that moves; a token's own cells are among it, to be weakened.
+    for start, stop, cutoff in ((0, _SLICE, None), (_SLICE, 2 * _SLICE, 0.6)):
         result += [
-            Lookup(offset, _NEAR_SHARPNESS, start, stop, cutoff=cutoff)
+            Lookup(offset, _NEAR_SHARPNESS, start, min(stop, channels), cutoff=cutoff, moved=True)
             for offset in near
-            if offset not in own
+            if start < channels
         ]
     return result
 
@@ -399,17 +411,23 @@ def _start_lookups(
         strength = lookup.sharpness / _STAIR_SHARPNESS
         for axis in (0, 1):
             row = lookup.offset[axis] / CELLS_PER_UNIT * one
+            if lookup.channels >= 0:  # where the picture grows or turns, so does what is around
+                for along in (0, 1):
+                    slope = lookup.offset[along] / CELLS_PER_UNIT / JACOBIAN_SCALE
+                    row[layout.jacobian.start + 2 * axis + along] = slope
             row[place + 2 * axis] += 0.5 / PLACE_SCALE
             row[place + 2 * axis + 1] -= 0.5 / PLACE_SCALE
             queries[head, axis] = strength * row
         queries[head, 2] = strength * one
-        if lookup.cutoff is not None:
+        if lookup.cutoff is not None or lookup.moved is not None:
             _turn_away(queries[head, _LAST], lookup, layout)
         first = head * size
         if lookup.channels < 0:
             for axis in (0, 1):
                 attention.to_v.weight[first + axis, channels + axis] = 1.0
                 out[layout.fraction.start + axis, first + axis] = -FRACTION_SCALE
+                here = lookup.offset[axis] / CELLS_PER_UNIT * FRACTION_SCALE
+                attention.to_out[0].bias[layout.fraction.start + axis] = here
             continue
         for number, channel in enumerate(range(lookup.channels, lookup.stop)):
             attention.to_v.weight[first + number, channel] = 1.0
@@ -436,10 +454,19 @@ def _targets(
 
 
 def _turn_away(row: Tensor, lookup: Lookup, layout: Layout) -> None:
-    """Lets the prompt's last row, which holds nothing of the picture, outshine it."""
+    """Lets the prompt's last row, which holds nothing of the picture, outshine it.
+
+    Any one reason is enough: each adds one, and less than `_TURN_FROM` of one is none.
+    """
     strength = _TURN_AWAY / _logit_unit()
-    row -= _TURN_FROM * strength * _read_constant(layout)
-    row[layout.guide.start + CUTOFF_STEPS.index(lookup.cutoff)] = strength / GUIDE_SCALE
+    least = _TURN_FROM
+    if lookup.cutoff is not None:
+        step = layout.guide.start + CUTOFF_STEPS.index(lookup.cutoff)
+        row[step] = strength / GUIDE_SCALE
+    if lookup.moved is not None:
+        row[layout.moved] = (-1.0 if lookup.moved else 1.0) * strength / GUIDE_SCALE
+        least -= lookup.moved
+    row -= least * strength * _read_constant(layout)
     if lookup.channels >= COPY_CHANNELS:
         # What no block can read, no block could repaint.
         styles = [number for number, (kind, _) in enumerate(CODES) if kind == "style"]
@@ -458,6 +485,8 @@ def _start_reading(layer: nn.Linear, layout: Layout) -> None:
         "copy": layout.copy.stop - layout.copy.start,
         "fraction": 0.5,
         "velocity": 2.0,
+        "jacobian": 2.0,
+        "moved": 8.0,
         "codes": 2.0 * CODE_SCALE**2,
         "ring": layout.ring.stop - layout.ring.start,
         "means": 12.0,

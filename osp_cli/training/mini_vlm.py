@@ -238,6 +238,11 @@ def load_vlm(folder: Path) -> Qwen2_5_VLModel:
     return model.eval().requires_grad_(False)
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The vocabulary that the model beside it was trained with."""
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
 def new_conditioner(seed: int, text_dim: int = 480, latent_channels: int = 48) -> QwenVLConditioner:
     """The embedded conditioning before any training."""
     tokenizer = build_tokenizer(seed)

@@ -14,6 +14,7 @@ from osp_cli.training.codec import (
     psnr,
     reconstruction_loss,
     styled_clips,
+    texture_loss,
     train_refinement,
 )
 
@@ -329,3 +330,14 @@ def test_a_codec_survives_its_folder(fitted, tmp_path):
     z = torch.randn(1, 16, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(again.decode(z).sample, model.decode(z).sample)
+
+
+def test_texture_counts_contrast_and_not_its_place():
+    generator = torch.Generator().manual_seed(3)
+    sharp = torch.rand(1, 3, 2, 34, 34, generator=generator)
+    soft = (sharp + sharp.roll(1, -1) + sharp.roll(1, -2) + sharp.roll((1, 1), (-1, -2))) / 4
+    assert texture_loss(sharp, sharp).item() == 0.0
+    assert texture_loss(sharp + 0.2, sharp).item() < 1e-6
+    elsewhere = texture_loss(sharp.roll(1, -1), sharp)
+    assert 10 * elsewhere < texture_loss(soft, sharp)
+    assert reconstruction_loss(sharp.roll(1, -1), sharp) > reconstruction_loss(soft, sharp)

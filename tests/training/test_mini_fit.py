@@ -1,8 +1,6 @@
-"""What of the start is fitted: language, motion, the guide, lookups."""
+"""What of the start is fitted: language and the guide."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 import torch
@@ -11,26 +9,16 @@ from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.procedural.motions import Motion
 from osp_cli.procedural.styles import STYLE_OPERATORS
 from osp_cli.sampling.fourier import fourier_features
-from osp_cli.sampling.latent_shift import project_first_frame
-from osp_cli.training.losses import add_noise
-from osp_cli.training.mini_fit import (
-    Sample,
-    code_vector,
-    fit_guide,
-    fit_language,
-    fit_lookups,
+from osp_cli.training.mini_fit import code_vector, fit_guide, fit_language
+from osp_cli.training.mini_motion import (
     fit_motion,
-    latent_motion,
-    motion_groups,
 )
 from osp_cli.training.mini_start import (
     CODE_SCALE,
     CODES,
     CUTOFF_STEPS,
-    FRACTION_SCALE,
     GUIDE_SCALE,
     GUIDE_UNITS,
-    PLACE_SCALE,
     stream_layout,
 )
 
@@ -69,88 +57,6 @@ def test_language_is_read_from_the_last_row(started):
     codes = mapped[..., CHANNELS + 5 : CHANNELS + 5 + len(CODES)]
     assert codes.min() > -0.15
     assert codes.max() < 1.15
-
-
-def test_a_latent_lies_in_the_middle_of_its_frames():
-    motion = Motion("pan-right", None, "normal")
-    moved, speed = latent_motion(motion, (256, 448), torch.tensor([0, 1, 6, 12]), (2, 3))
-    assert moved.shape == speed.shape == (4, 2, 3, 2)
-    step = 0.13 * 448 / 48  # pixels per frame
-    expected = torch.tensor([0.0, 2.5, 22.5, 46.5]) * step
-    torch.testing.assert_close(moved[:, 0, 0, 0], expected)
-    torch.testing.assert_close(speed[:, 0, 0, 0], torch.tensor([0.0, 4.0, 4.0, 4.0]) * step)
-    assert moved[..., 1].abs().max() == 0
-
-
-def test_the_first_layer_learns_every_motion(started):
-    model, _ = started
-    layout = stream_layout(model)
-    before = fit_motion(model, 1, steps=2, clips=200)
-    after = fit_motion(model, 1, steps=150, clips=200)
-    assert after < 0.5 * before
-    # It moves the address and the fraction alike, the former with both signs.
-    last = model.blocks[0].ffn.net[2].weight
-    right, left, _, _ = last[layout.place]
-    assert torch.equal(right, -left)
-    torch.testing.assert_close(last[layout.fraction][0] * PLACE_SCALE, right * FRACTION_SCALE)
-    untouched = torch.ones(layout.width, dtype=torch.bool)
-    for part in (layout.place, layout.fraction, layout.velocity):
-        untouched[part] = False
-    assert last[untouched].abs().max() == 0
-
-
-def samples_of(model, conditioner, clips):
-    """Noisy samples of (first frame, clip), the same at every call."""
-    state, mask = conditioner.hidden_states(["a cat"])
-
-    def samples():
-        generator = torch.Generator().manual_seed(2)
-        for first, clip in clips:
-            context = conditioner.project(state, mask, first)
-            noise = torch.randn(clip.shape, generator=generator)
-            sigmas = torch.tensor([0.8])
-
-            def velocity(z, context=context):
-                with torch.no_grad():
-                    return model(z, torch.tensor([800.0]), context, torch.zeros_like(z)).sample
-
-            yield Sample(clip, add_noise(clip, noise, sigmas), velocity)
-
-    return samples
-
-
-def error_of(samples):
-    missed = energy = 0.0
-    for sample in samples():
-        guess = sample.noisy - 0.8 * sample.velocity(sample.noisy)
-        missed += float((guess - sample.latents).square().sum())
-        energy += float(sample.latents.square().sum())
-    return missed / energy
-
-
-def pictures(count, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, 1, CHANNELS, 1, 12, 16, generator=generator)
-
-
-@torch.no_grad()
-def test_lookups_are_fitted_to_what_is_missing(started):
-    model, conditioner = started
-    # Clips that are half their picture and half its left neighbours: no lookup alone has that.
-    clips = [
-        (first, (first + first.roll(1, -1)).expand(-1, -1, 3, -1, -1) / 2) for first in pictures(4)
-    ]
-    assert project_first_frame(model, clips[0][0]).abs().max() == 0
-    samples = samples_of(model, conditioner, clips)
-    before = error_of(samples)
-    missing = fit_lookups(model, samples)
-    assert missing == sorted(missing, reverse=True)
-    # Only at the border, where the roll brings the other side, nothing tells.
-    assert missing[-1] < 0.15 < 0.3 < before
-    assert error_of(samples) == pytest.approx(missing[-1], abs=0.03)
-
-
-# --- the guide -------------------------------------------------------------------------------
 
 
 def pictures_with_detail(count, seed):
@@ -255,37 +161,3 @@ def test_the_guide_leaves_the_motion_as_it_was(started):
     rest[layout.guide] = False
     assert torch.equal(last.bias[rest], before[2][rest])
     assert last.weight[layout.guide, hidden:].abs().max() > 0
-
-
-def test_a_group_is_asked_for_by_all_its_codes_and_none_of_the_others():
-    slow = code_vector(Motion("pan-left", None, "slow"), "ink")
-    normal = code_vector(Motion("pan-left", None, "normal"), None)
-    gentle = code_vector(Motion(), "oil")
-    codes = torch.stack([slow, normal, gentle])
-    members = {
-        tuple(name for _, name in group.wanted): group.holds(codes).tolist()
-        for group in motion_groups()
-        if group.holds(codes).any()
-    }
-    assert members == {
-        (): [False, False, True],
-        ("pan-left", "slow"): [True, False, False],
-        ("pan-left",): [False, True, False],
-    }
-    for group in motion_groups():
-        weights, bias = group.gate(20.0)
-        pull = 4.0 * codes @ weights + bias
-        assert torch.equal(pull == 0, group.holds(codes))
-        assert pull[~group.holds(codes)].max() <= -20.0
-
-
-def test_fits_follow_from_the_seed(started):
-    model, _ = started
-    results = []
-    for seed in (1, 1, 2):
-        random.seed(9)
-        torch.manual_seed(random.randrange(100))
-        fit_motion(model, seed, steps=3, clips=20)
-        results.append(model.blocks[0].ffn.net[2].weight.clone())
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])

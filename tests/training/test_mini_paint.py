@@ -9,7 +9,7 @@ import torch
 
 from osp_cli.training import mini_paint
 from osp_cli.training.mini_dit import shard_sample
-from osp_cli.training.mini_fit import Sample, tokens_of
+from osp_cli.training.mini_lookups import Sample, tokens_of
 from osp_cli.training.mini_paint import (
     Painter,
     Tokens,

@@ -280,8 +280,9 @@ def test_lookups_come_in_an_order_that_brings_the_picture_first():
     assert [one.ring for one in wanted[22:34]] == list(range(12))
     assert len({one.offset for one in wanted[22:34]}) == 12
     assert all(max(map(abs, one.offset)) == 1.5 for one in wanted[22:34])
-    near = [one.offset for one in wanted[34:55]]
-    assert len(set(near)) == 21
+    near = [one.offset for one in wanted[34:59]]
+    assert all(one.moved for one in wanted[34:])
+    assert len(set(near)) == 25
     lengths = [x * x + y * y for x, y in near]
     assert lengths == sorted(lengths)
 
