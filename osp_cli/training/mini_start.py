@@ -87,6 +87,7 @@ _SLICES: tuple[tuple[int, int, float | None], ...] = (
     (48, 64, 0.25),
 )
 COPY_CHANNELS = 32
+_STILL_CHANNELS = 48  # from here on, only what has not moved is looked up
 RING_CHANNELS = 5  # of each of the twelve cells around a token
 CUTOFF_STEPS = tuple(sorted(step for *_, step in _SLICES if step))
 GUIDE_SCALE = 4.0
@@ -216,8 +217,8 @@ def lookups(channels: int, patch: int) -> list[Lookup]:
     result = [Lookup((middle, middle), _STAIR_SHARPNESS, -1)]
     for (start, stop, cutoff), (row, column) in product(slices, corners):
         offset = (column - middle, row - middle)
-        # Waves as fine as these are wrong after a pixel.
-        moved = False if start >= COPY_CHANNELS else None
+        # The finest waves would only ring around edges that have moved.
+        moved = False if start >= _STILL_CHANNELS else None
         result.append(
             Lookup(offset, _OWN_SHARPNESS, start, stop, (row, column), cutoff=cutoff, moved=moved)
         )
@@ -465,12 +466,30 @@ def _turn_away(row: Tensor, lookup: Lookup, layout: Layout) -> None:
         row[step] = strength / GUIDE_SCALE
     if lookup.moved is not None:
         row[layout.moved] = (-1.0 if lookup.moved else 1.0) * strength / GUIDE_SCALE
-        least -= lookup.moved
+        if lookup.moved:
+            least = -_TURN_FROM  # for moving must have been told surely too
+            _turn_together(row, lookup, layout)
     row -= least * strength * _read_constant(layout)
     if lookup.channels >= COPY_CHANNELS:
         # What no block can read, no block could repaint.
         styles = [number for number, (kind, _) in enumerate(CODES) if kind == "style"]
         row[[layout.codes.start + number for number in styles]] = strength / CODE_SCALE
+
+
+def _turn_together(row: Tensor, lookup: Lookup, layout: Layout) -> None:
+    """Lets lookups around one address turn away at the same moment.
+
+    What a lookup finds at x scores x^2 more than the prompt's rows. All of them but the address'
+    own square goes to the last row as well: the fit balances large answers against each other, and
+    half of them make no picture.
+    """
+    sharpness = lookup.sharpness / _STAIR_SHARPNESS
+    for axis in (0, 1):
+        offset = lookup.offset[axis] / CELLS_PER_UNIT
+        place = layout.place.start + 2 * axis
+        row[place] += 0.5 * sharpness * offset / PLACE_SCALE
+        row[place + 1] -= 0.5 * sharpness * offset / PLACE_SCALE
+        row += 0.5 * sharpness * offset**2 * _read_constant(layout)
 
 
 def _start_reading(layer: nn.Linear, layout: Layout) -> None:

@@ -78,3 +78,10 @@ def test_lookups_are_fitted_to_what_is_missing(started):
     moved.fill_(0.0)
     still = [(first, first.expand(-1, -1, 3, -1, -1)) for first in pictures(2)]
     assert error_of(samples_of(model, conditioner, still)) < 0.01
+    # In between, all lookups turn away at once: half of the answers would make no picture.
+    samples = samples_of(model, conditioner, [(first, still[0][1]) for first, _ in still[:1]])
+    moved.fill_(GUIDE_SCALE)
+    most = error_of(samples)
+    for share in torch.linspace(0.59, 0.61, 21).tolist():
+        moved.fill_(share * GUIDE_SCALE)
+        assert error_of(samples) < 1.1 * most
