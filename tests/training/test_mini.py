@@ -242,7 +242,7 @@ def test_finished_stages_are_not_run_again(made, monkeypatch):
 
 
 def test_a_decoder_stopped_in_its_training_goes_on(made, tmp_path, monkeypatch):
-    def stopped(*_):
+    def stopped(*_args, **_options):
         raise KeyboardInterrupt
 
     run = tmp_path / "run"
