@@ -146,9 +146,20 @@ def _lines(
             yield line
     if out is not None:
         seconds = time.monotonic() - started
-        _write_report(Path(out), found, {"quick": quick, "seconds": round(seconds, 1)})
+        about = {"quick": quick, "seconds": round(seconds, 1), "weights": _trained(weights)}
+        _write_report(Path(out), found, about)
         for path in (Path(out) / "report.json", *measures.save_sheets(Path(out))):
             tell(f"saved {path}")
+
+
+def _trained(weights: Path) -> str | None:
+    """The hash of the trained parameters, as the training wrote it beside them, if it did."""
+    import json
+
+    card = weights / "training.json"
+    if not card.is_file():
+        return None
+    return str(json.loads(card.read_text("utf-8")).get("parameters_sha256"))
 
 
 def _write_report(out: Path, lines: list[Line], about: dict[str, Any]) -> None:

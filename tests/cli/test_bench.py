@@ -9,6 +9,7 @@ from PIL import Image
 
 from osp_cli.evaluation import mini_bench, process_bench
 from osp_cli.evaluation.mini_bench import Extent, Line
+from osp_cli.registry import find_model
 
 GOOD = Line("good", "a promise kept", 96.0, "%", 95.0, 80.0, note="how", details={"a": 1.5})
 HALF = Line("half", "half a promise", 90.0, "%", 95.0, 80.0)
@@ -88,8 +89,21 @@ def test_out_keeps_a_report_and_the_sheets(osp, recorded, away):
     report = json.loads((away / "report" / "report.json").read_text())
     assert report["quick"] is True
     assert report["met"] is False
+    card = json.loads((find_model("osp-mini").weights_dir() / "training.json").read_text())
+    assert report["weights"] == card["parameters_sha256"]
     assert [line["measured"] for line in report["lines"]] == [96.0, 13.5]
     assert (away / "report" / "styles.png").exists()
+
+
+def test_the_shipped_weights_hold_what_was_measured_of_them():
+    folder = find_model("osp-mini").weights_dir()
+    bench = json.loads((folder / "bench.json").read_text())
+    card = json.loads((folder / "training.json").read_text())
+    assert bench["weights"] == card["parameters_sha256"]
+    assert bench["quick"] is False
+    assert bench["met"] is True
+    keys = {line["key"] for line in bench["lines"]}
+    assert {"clip-process", "memory", "weights", "frame-0", "colour-drift"} <= keys
 
 
 @pytest.mark.parametrize(
