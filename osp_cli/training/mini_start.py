@@ -14,13 +14,18 @@ The stream of a token holds, in this order:
 - a copy of the picture's stronger channels as this token sees them, for blocks to read and to
   repaint, and beside it the ring of cells around;
 - its address: the place in the picture where its content comes from. It begins as the token's own
-  place; the first feed-forward layer, which knows every motion, adds the displacement;
+  place; the first feed-forward layer, which knows every motion, adds the displacement. Beside it
+  stand the fraction of a cell, the speed, how the displacement grows over a cell, and whether the
+  content has left its place;
 - coordinates, the codes of what the prompt asks for, the guide (what the Fourier features say),
   some means, free channels, constants.
 
 Every cross-attention is a lookup of the image tokens around the address: one head looks half a cell
 to the left, another right there. Its queries and keys are distances, so it interpolates; they and
 the first block stay as they are, the values and all else are free.
+
+What has not moved is exact by these lookups. Those of the last block look between cells and turn
+away from it; a regression says what they add to what has moved.
 
 The Fourier features (Eq. 20) reach every token as a mean over the clip; a few hidden units tell
 from their spectrum at which percentile they were cut, and lookups of channels that are finer than
