@@ -22,6 +22,7 @@ from osp_cli.errors import InvalidRequestError, WeightsMissingError
 
 VAE_CLASSES = ("AutoencoderKLWan", "AutoencoderLinear")
 CONDITIONERS = ("umt5", "qwen2.5-vl", "qwen2.5-vl-released")
+PIPELINES = ("flash-i2v", "wan-t2v", "wan-i2v", "helios", "none")
 STYLE_PROMPTS = ("short", "template")
 STEP_CACHES = ("none", "teacache", "fbcache", "magcache")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -47,6 +48,49 @@ class CacheFigures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """Published files that make one part of a model.
+
+    Attributes:
+        part: folder of the installed model that they make.
+        repo: repository of the hub, as in `Wan-AI/Wan2.1-T2V-1.3B`.
+        revision: branch, tag or commit.
+        files: patterns of file names in the repository, as in `vae/*`.
+        subfolder: folder of the repository that is the part; empty where it is the root, or where
+            single files are converted.
+        bytes: of all of them, as published or worked out from the shapes; None where unknown.
+        checked: names and sizes were compared with the hub; False is said to the user.
+    """
+
+    part: str
+    repo: str
+    files: tuple[str, ...]
+    revision: str = "main"
+    subfolder: str = ""
+    bytes: int | None = None
+    checked: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """How large a model is, so that a run can be planned before anything was downloaded.
+
+    Attributes:
+        layers: blocks of the transformer.
+        width: channels of its hidden states.
+        heads: of its attention.
+        ffn: channels inside its feed-forward layers.
+        parameters: how many numbers each part holds, by the name of its folder.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    ffn: int
+    parameters: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """One model card.
 
@@ -59,6 +103,10 @@ class ModelSpec:
         embedded: the weights are part of this package.
         weights: folder name below the weights' home.
         parts: sub-folders that must be there for the weights to count as installed.
+        pipeline: the order of operations that runs it; `none` makes no video, it is a part that
+            other models use.
+        downloads: where its parts are published, and which files they are.
+        architecture: how large it is, where the card tells.
         vae_class: class of the autoencoder.
         conditioner: what turns prompt and picture into `encoder_hidden_states`.
         max_sequence_length: of the conditioner's text, in tokens.
@@ -115,6 +163,9 @@ class ModelSpec:
     teacache: CacheFigures | None = None
     no_teacache: str = ""
     magcache: CacheFigures | None = None
+    pipeline: str = "flash-i2v"
+    downloads: tuple[Download, ...] = ()
+    architecture: Architecture | None = None
 
     def cache_problem(self, kind: str) -> str | None:
         """Why the step cache `kind` cannot run on this model, as a sentence; None where it can."""
@@ -154,10 +205,14 @@ class ModelSpec:
                 f"the weights of {self.name} come with the package but are not in it",
                 hint="install osp-cli again; a checkout needs its osp_cli/assets folder",
             )
+        ways = [
+            f"put a diffusers folder with {', '.join(self.parts)} at {self.weights_places()[-1]}"
+        ]
+        if self.downloads:
+            ways.insert(0, f"osp download {self.name}")
         raise WeightsMissingError(
             f"the weights of {self.name} are not installed",
-            hint=f"put a diffusers folder with {', '.join(self.parts)} at "
-            f"{self.weights_places()[-1]} or use the built-in --model osp-mini",
+            hint=f"{', '.join(ways)}, or use the built-in --model osp-mini",
         )
 
 
@@ -387,6 +442,20 @@ class _Table:
     def has(self, key: str) -> bool:
         return key in self._values
 
+    def tables(self, key: str) -> list[_Table]:
+        """The list of tables `key`; absent means none."""
+        values = self._values.pop(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+            raise self.refuse(key, f"must be a list of tables, got {values!r}")
+        return [
+            _Table(self._path, value, f"{key}[{number}].") for number, value in enumerate(values)
+        ]
+
+    def counts(self, key: str) -> dict[str, int]:
+        """The sub-table `key` of positive whole numbers by name."""
+        table = self.table(key)
+        return {name: table.count(name) for name in list(table._values)}
+
     def table(self, key: str) -> _Table:
         return _Table(self._path, self._take(key, dict, "a table"), f"{key}.")
 
@@ -456,6 +525,41 @@ def _magcache_figures(card: _Table) -> CacheFigures | None:
     return figures
 
 
+def _downloads(card: _Table) -> tuple[Download, ...]:
+    found = []
+    for table in card.tables("downloads"):
+        found.append(
+            Download(
+                part=table.text("part"),
+                repo=table.text("repo"),
+                files=table.texts("files"),
+                revision=table.text("revision") if table.has("revision") else "main",
+                subfolder=table.text("subfolder") if table.has("subfolder") else "",
+                bytes=table.count("bytes") if table.has("bytes") else None,
+                checked=table.boolean("checked", default=False),
+            )
+        )
+        table.done()
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", found[-1].repo):
+            raise table.refuse("repo", f"must be OWNER/NAME, got {found[-1].repo!r}")
+    return tuple(found)
+
+
+def _architecture(card: _Table) -> Architecture | None:
+    if not card.has("architecture"):
+        return None
+    table = card.table("architecture")
+    found = Architecture(
+        layers=table.count("layers"),
+        width=table.count("width"),
+        heads=table.count("heads"),
+        ffn=table.count("ffn"),
+        parameters=table.counts("parameters"),
+    )
+    table.done()
+    return found
+
+
 def _model_spec(path: Path) -> ModelSpec:
     card = _read(path)
     geometry = card.table("geometry")
@@ -497,11 +601,16 @@ def _model_spec(path: Path) -> ModelSpec:
         teacache=_cache_figures(card, "teacache", "coefficients"),
         no_teacache=card.text("no_teacache") if card.has("no_teacache") else "",
         magcache=_magcache_figures(card),
+        pipeline=card.text("pipeline", PIPELINES) if card.has("pipeline") else "flash-i2v",
+        downloads=_downloads(card),
+        architecture=_architecture(card),
     )
     for table in (geometry, dtypes, card):
         table.done()
     if spec.teacache is not None and spec.no_teacache:
         raise card.refuse("no_teacache", "stands beside a table teacache")
+    if foreign := [item.part for item in spec.downloads if item.part not in spec.parts]:
+        raise card.refuse("downloads", f"makes {foreign[0]!r}, which is not among its parts")
     if spec.default_size not in spec.sizes:
         raise geometry.refuse("default_size", "must be one of geometry.sizes")
     return spec
