@@ -55,6 +55,11 @@ _osp_takes_value() {
             'generate --model' | 'generate -m' | \
             'generate --device' | \
             'generate --dtype' | \
+            'generate --offload' | \
+            'generate --quant' | \
+            'generate --attention' | \
+            'generate --max-vram' | \
+            'generate --max-ram' | \
             'generate --config' | \
             'bench --photos' | \
             'bench --out' | \
@@ -76,6 +81,9 @@ _osp_values() {
         'generate --model' | 'generate -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
         'generate --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
         'generate --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
+        'generate --offload') _osp_words "$3" 'auto' 'none' 'model' 'group' 'sequential' 'disk' ;;
+        'generate --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
+        'generate --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
         'generate --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
@@ -87,7 +95,7 @@ _osp_values() {
 _osp_options() {
     case $1 in
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
-        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--max-vram' '--max-ram' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;

@@ -35,6 +35,11 @@ function __osp_place
         'generate -m' \
         'generate --device' \
         'generate --dtype' \
+        'generate --offload' \
+        'generate --quant' \
+        'generate --attention' \
+        'generate --max-vram' \
+        'generate --max-ram' \
         'generate --config' \
         'bench --photos' \
         'bench --out' \
@@ -79,6 +84,14 @@ function __osp_files
     complete -C "'' $start" | string match -r -i -- "^.*(?:/|$argv[1])(?:\t.*)?\$"
 end
 
+function __osp_values_attention
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'sdpa' '' \
+        'flash' '' \
+        'sage' ''
+end
+
 function __osp_values_cache
     printf '%s\t%s\n' \
         'none' '' \
@@ -118,11 +131,31 @@ function __osp_values_model
         'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
 end
 
+function __osp_values_offload
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'none' '' \
+        'model' '' \
+        'group' '' \
+        'sequential' '' \
+        'disk' ''
+end
+
 function __osp_values_preview
     printf '%s\t%s\n' \
         'none' '' \
         'latent' '' \
         'contact' ''
+end
+
+function __osp_values_quant
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'none' '' \
+        'fp8' '' \
+        'int8' '' \
+        'nf4' '' \
+        'gguf' ''
 end
 
 function __osp_values_sampler
@@ -203,6 +236,15 @@ complete -c osp -n '__osp_in generate' -l 'model' -r -f -a '(__osp_values_model)
 complete -c osp -n '__osp_in generate' -s 'm' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
 complete -c osp -n '__osp_in generate' -l 'device' -r -f -a '(__osp_values_device)' -d 'auto, cuda, mps or cpu [auto]'
 complete -c osp -n '__osp_in generate' -l 'dtype' -r -f -a '(__osp_values_dtype)' -d 'bfloat16, float16 or float32 [the model\'s]'
+complete -c osp -n '__osp_in generate' -l 'offload' -r -f -a '(__osp_values_offload)' -d 'Where idle weights wait: none, model, group, sequential or disk [what fits]'
+complete -c osp -n '__osp_in generate' -l 'quant' -r -f -a '(__osp_values_quant)' -d 'Smaller weights: none, fp8, int8, nf4 or gguf [none, or fp8 where it must be]'
+complete -c osp -n '__osp_in generate' -l 'attention' -r -f -a '(__osp_values_attention)' -d 'Kernels: auto, sdpa, flash or sage [auto]'
+complete -c osp -n '__osp_in generate' -l 'vae-tiling' -d 'Decode in tiles: less memory, not quite the same picture [where it must be]'
+complete -c osp -n '__osp_in generate' -l 'no-vae-tiling' -d 'Decode in tiles: less memory, not quite the same picture [where it must be]'
+complete -c osp -n '__osp_in generate' -l 'compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in generate' -l 'no-compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in generate' -l 'max-vram' -r -f -d 'Use no more of the graphics card\'s memory, as in 12GB'
+complete -c osp -n '__osp_in generate' -l 'max-ram' -r -f -d 'Plan with no more of the computer\'s memory'
 complete -c osp -n '__osp_in generate' -l 'metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
 complete -c osp -n '__osp_in generate' -l 'no-metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
 complete -c osp -n '__osp_in generate' -l 'config' -r -f -a '(__osp_files \'\\\\.(?:toml)\')' -d 'Settings in TOML [osp.toml]'

@@ -68,6 +68,13 @@ class StepCacheChoice(NamedTuple):
 NO_CACHE = StepCacheChoice("none")
 
 
+class MemorySize(int):
+    """An amount of memory in bytes."""
+
+    def __str__(self) -> str:
+        return f"{self // 10**9}.{self % 10**9:09d}".rstrip("0").rstrip(".") + "GB"
+
+
 class Seeds(tuple[int, ...]):
     """One or more seeds, in the order in which they were asked for."""
 
@@ -212,6 +219,22 @@ def switch(flag: str) -> Callable[[str], bool]:
     return read
 
 
+def memory(flag: str) -> Callable[[str], MemorySize]:
+    """A reader of amounts of memory in bytes, as in `12`, `12GB` or `11.5G`, naming `flag`."""
+
+    def read(text: str) -> MemorySize:
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,9})?)\s*([gGmM]?)(?:i?[bB])?", text.strip())
+        if match is None:
+            raise InvalidRequestError(
+                f"{flag} takes an amount of memory, got {text!r}",
+                hint=f"{flag} 12, {flag} 12GB or {flag} 900MB",
+            )
+        # Cards are sold in gigabytes, and a bare number means those.
+        return MemorySize(round(float(match[1]) * (10**6 if match[2] in ("m", "M") else 10**9)))
+
+    return read
+
+
 def prompt_text(text: str) -> str:
     """The text itself, or what is in the file after an `@`."""
     if not text.startswith("@"):
@@ -277,6 +300,13 @@ DIALS: Mapping[str, Dial] = {
         Dial("model", "model", _plain),
         Dial("device", "device", _plain),
         Dial("dtype", "dtype", dtype),
+        Dial("offload", "offload", _plain),
+        Dial("quant", "quant", _plain),
+        Dial("attention", "attention", _plain),
+        Dial("vae-tiling", "vae_tiling", switch("--vae-tiling")),
+        Dial("compile", "compile", switch("--compile")),
+        Dial("max-vram", "max_vram", memory("--max-vram")),
+        Dial("max-ram", "max_ram", memory("--max-ram")),
     )
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -25,8 +25,21 @@ class Plan:
         cache: the step cache with its threshold, as in `teacache:0.1`.
         guidance: scale of classifier-free guidance; above 1 each step has one more pass.
         weights_bytes: of all components on disk.
-        expected_peak_bytes: memory at the highest point of the run.
+        offload: where weights wait that are not in use: `none`, `model`, `group`, `sequential` or
+            `disk`.
+        quant: how the transformer's weights are stored: `none`, `fp8`, `int8`, `nf4` or `gguf`.
+        attention: which kernels: `sdpa`, `flash` or `sage`.
+        vae_tiling: the autoencoder works in tiles.
+        compile: the transformer's blocks are compiled.
+        pinned: what is offloaded waits in page-locked memory.
+        streamed: parts that reach the device piece by piece.
+        expected_peak_bytes: memory of the device at the highest point of the run.
+        expected_stage_bytes: the same for each stage.
+        expected_ram_bytes: of the host that the run needs; on the CPU it is the device.
+        device_bytes: that were free on the device, or that the user allows; None where nobody
+            looked.
         disk_bytes: at most so much is written: the latents and the video.
+        offload_bytes: that are written for the time of the run, for `disk`.
         operations: multiplications and additions of all passes of the transformer, where its files
             tell.
         expected_seconds: of sampling and decoding, where the device's speed is known.
@@ -53,7 +66,23 @@ class Plan:
     operations: float | None
     expected_seconds: float | None = None
     passes_per_step: int = 1
+    offload: str = "none"
+    quant: str = "none"
+    attention: str = "sdpa"
+    vae_tiling: bool = False
+    compile: bool = False
+    pinned: bool = False
+    streamed: tuple[str, ...] = ()
+    expected_stage_bytes: dict[str, int] = field(default_factory=dict)
+    expected_ram_bytes: int = 0
+    device_bytes: int | None = None
+    offload_bytes: int = 0
+
+    @property
+    def frees_parts(self) -> bool:
+        """Each part is let go of as soon as its stage is over."""
+        return self.offload != "none"
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "streamed": list(self.streamed)}

@@ -22,6 +22,9 @@ from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_
 
 SAMPLERS = ("euler", "unipc")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+OFFLOADS = ("auto", "none", "model", "group", "sequential", "disk")
+QUANTS = ("auto", "none", "fp8", "int8", "nf4", "gguf")
+ATTENTIONS = ("auto", "sdpa", "flash", "sage")
 PREVIEWS = ("none", "latent", "contact")
 MAX_SEED = 2**63 - 1
 STDIN = Path("-")
@@ -55,6 +58,15 @@ class GenerateRequest:
         seed: of the noise.
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
         dtype: of the transformer: `auto` (the card's), `bfloat16`, `float16` or `float32`.
+        offload: where weights wait that are not in use: `auto` (what fits), `none`, `model`,
+            `group`, `sequential` or `disk`.
+        quant: how the transformer's weights are stored: `auto`, `none`, `fp8`, `int8`, `nf4`,
+            `gguf`.
+        attention: which kernels: `auto`, `sdpa`, `flash` or `sage`.
+        vae_tiling: encode and decode in tiles; None does so where the memory asks for it.
+        compile: the transformer's blocks, which takes minutes and pays off over many steps.
+        max_vram: bytes of the device's memory that may be used; None for all that are free.
+        max_ram: bytes of the host's memory likewise.
         overwrite: an existing output may be replaced.
         metadata: the recipe is kept in the video and beside it.
         preview: `latent` keeps a picture of the estimate beside the output while sampling,
@@ -92,6 +104,13 @@ class GenerateRequest:
     seed: int
     device: str = "auto"
     dtype: str = "auto"
+    offload: str = "auto"
+    quant: str = "auto"
+    attention: str = "auto"
+    vae_tiling: bool | None = None
+    compile: bool = False
+    max_vram: int | None = None
+    max_ram: int | None = None
     overwrite: bool = False
     metadata: bool = True
     preview: str = "none"
@@ -162,6 +181,10 @@ class GenerateRequest:
             "cutoff": list(self.cutoff),
             "seed": self.seed,
             "dtype": self.dtype,
+            "quant": self.quant,
+            "vae_tiling": self.vae_tiling,
+            "compile": self.compile,
+            "attention": self.attention,
         }
 
     def _check_input(self, spec: ModelSpec) -> None:
@@ -264,6 +287,20 @@ class GenerateRequest:
             raise InvalidRequestError(
                 f"unknown dtype {self.dtype!r}", hint=f"the dtypes are: auto, {', '.join(DTYPES)}"
             )
+        for flag, value, known in (
+            ("offload", self.offload, OFFLOADS),
+            ("quant", self.quant, QUANTS),
+            ("attention", self.attention, ATTENTIONS),
+        ):
+            if value not in known:
+                raise InvalidRequestError(
+                    f"unknown {flag} {value!r}", hint=f"the kinds are: {', '.join(known)}"
+                )
+        for flag, limit in (("--max-vram", self.max_vram), ("--max-ram", self.max_ram)):
+            if limit is not None and limit < 10**8:
+                raise InvalidRequestError(
+                    f"{flag} is at least 0.1 GB, got {limit / 1e9:g} GB", hint=f"{flag} 12GB"
+                )
 
     def _settle_output(self) -> None:
         output = self.output

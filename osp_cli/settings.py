@@ -59,6 +59,13 @@ PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "metadata": True,
     "device": "auto",
     "dtype": "auto",
+    "offload": "auto",
+    "quant": "auto",
+    "attention": "auto",
+    "vae_tiling": None,
+    "compile": False,
+    "max_vram": None,
+    "max_ram": None,
 }
 
 # Stands for a length in seconds where the length is counted in frames.
@@ -207,7 +214,9 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
     values: dict[str, Any] = {}
     try:
         for field, kind in _RECIPE_KINDS.items():
-            if field in recipe:
+            # Nobody has settled it where the run decides.
+            undecided = field == "vae_tiling" and recipe.get(field) is None
+            if field in recipe and not undecided:
                 values[field] = _of_kind(kind, recipe[field])
         values["style"] = _of_kind(str, recipe.get("style") or NO_STYLE)
         values["size"] = Size(_of_kind(int, recipe["width"]), _of_kind(int, recipe["height"]))
@@ -235,12 +244,16 @@ _RECIPE_KINDS: Mapping[str, type] = {
     "sampler": str,
     "cache_start": int,
     "dtype": str,
+    "quant": str,
+    "vae_tiling": bool,
+    "compile": bool,
+    "attention": str,
 }
 
 
 def _of_kind(kind: type, value: Any) -> Any:
     accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or isinstance(value, bool):
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{value!r} is no {kind.__name__}")
     return kind(value)
 

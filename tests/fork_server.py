@@ -19,7 +19,7 @@ from conftest import register_tiny
 from osp_cli.cli.app import main
 from osp_cli.media import ffmpeg, files
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
-from osp_cli.runtime import batch, contact, freezing, loading, runner
+from osp_cli.runtime import batch, contact, freezing, loading, runner, stages
 
 # Where a signal may strike: owner, name of the function, and at which of its calls.
 STAGES = {
@@ -28,11 +28,11 @@ STAGES = {
     "first step": (FlashI2VPipeline, "velocity", 1),
     "second step": (FlashI2VPipeline, "velocity", 2),
     "save latents": (freezing, "_write", 1),
-    "decode": (runner, "decode_frames", 1),
+    "decode": (stages, "decode_frames", 1),
     "encode": (ffmpeg.Encoder, "write", 2),
     "rename": (files, "_publish", 2),
     "clean up": (runner, "_discard", 1),
-    "second video": (runner, "decode_frames", 2),
+    "second video": (stages, "decode_frames", 2),
 }
 
 

@@ -31,6 +31,8 @@ FLOORS = [
         "settings",
         "registry",
         "errors",
+        "host",
+        "weight_headers",
         "dials",
         "config",
         "batch",

@@ -14,6 +14,7 @@ from osp_cli.dials import (
     DIALS,
     MAX_SEEDS,
     RANDOM_SEED,
+    MemorySize,
     Ramp,
     Seeds,
     Size,
@@ -59,6 +60,13 @@ VALUES = {
     "model": line,
     "device": line,
     "dtype": st.sampled_from(["auto", "bfloat16", "float16", "float32"]),
+    "offload": line,
+    "quant": line,
+    "attention": line,
+    "vae-tiling": st.booleans(),
+    "compile": st.booleans(),
+    "max-vram": st.integers(0, 10**14).map(MemorySize),
+    "max-ram": st.integers(0, 10**14).map(MemorySize),
 }
 
 

@@ -152,6 +152,10 @@ def test_recipe_covers_every_field_that_changes_the_video(field):
         "sampler": "unipc",
         "cache": StepCacheChoice("fbcache", 0.2),
         "cache_start": 2,
+        "quant": "fp8",
+        "vae_tiling": True,
+        "compile": True,
+        "attention": "sdpa",
     }
     if field in ("width", "height"):
         changed = request(width=448, height=256)
@@ -162,6 +166,8 @@ def test_recipe_covers_every_field_that_changes_the_video(field):
         # adds; the rest is not about the video but about where it is made and put, or of what.
         apart = {"text_only", "image_data", "output", "device", "overwrite", "metadata", "preview"}
         apart |= {"place", "makes_folder"}
+        # Where weights wait, and how much memory there is, leaves every bit as it is.
+        apart |= {"offload", "max_vram", "max_ram"}
         assert field in apart | {"latents", "replayed", "replayed_from"}
         return
     assert changed.recipe() != request().recipe()

@@ -122,6 +122,13 @@ DIFFERENT = {
     "model": ("flashi2v-1.3b", "osp-mini"),
     "device": ("cpu", "mps"),
     "dtype": ("float32", "auto"),
+    "offload": ("none", "group"),
+    "quant": ("fp8", "none"),
+    "attention": ("sdpa", "auto"),
+    "vae_tiling": (True, False),
+    "compile": (True, False),
+    "max_vram": (12 * 10**9, 24 * 10**9),
+    "max_ram": (16 * 10**9, 8 * 10**9),
 }
 
 

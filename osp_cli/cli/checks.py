@@ -102,7 +102,7 @@ def _check_python() -> Iterator[Finding]:
 
 
 def _check_cpu() -> Iterator[Finding]:
-    from osp_cli.cli.machine import cpu_quota, usable_cores
+    from osp_cli.host import cpu_quota, usable_cores
 
     cores, usable, quota = os.cpu_count() or 1, usable_cores(), cpu_quota()
     values = {"cores": cores, "usable_cores": usable, "quota_cores": quota}
@@ -120,7 +120,7 @@ def _check_cpu() -> Iterator[Finding]:
 
 
 def _check_memory() -> Iterator[Finding]:
-    from osp_cli.cli.machine import free_memory, memory_limit, total_memory
+    from osp_cli.host import free_memory, memory_limit, total_memory
 
     total, free, limit = total_memory(), free_memory(), memory_limit()
     values = {"total_bytes": total, "free_bytes": free, "limit_bytes": limit}

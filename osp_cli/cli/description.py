@@ -74,12 +74,15 @@ def known_values() -> Mapping[str, Values]:
     from osp_cli.cli.schema import DOCUMENTS
     from osp_cli.dials import CACHES
     from osp_cli.registry import DTYPES, model_specs, style_presets
-    from osp_cli.requests import DEVICES, PREVIEWS, SAMPLERS
+    from osp_cli.requests import ATTENTIONS, DEVICES, OFFLOADS, PREVIEWS, QUANTS, SAMPLERS
     from osp_cli.style_mix import NO_STYLE
 
     styles = style_presets().values()
     nothing = Values()
-    free = "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff seed count"
+    free = (
+        "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff seed count "
+        "max-vram max-ram"
+    )
     return {
         **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),
         "image": Values(files=True, suffixes=_PICTURES),
@@ -97,6 +100,9 @@ def known_values() -> Mapping[str, Values]:
         "device": _plain(DEVICES),
         "dtype": _plain(("auto", *DTYPES)),
         "sampler": _plain(SAMPLERS),
+        "offload": _plain(OFFLOADS),
+        "quant": _plain(QUANTS),
+        "attention": _plain(ATTENTIONS),
         "cache": _plain(CACHES),
         "preview": _plain(PREVIEWS),
         "shell": _plain(tuple(SCRIPTS)),

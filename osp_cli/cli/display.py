@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 
 from osp_cli import events
 from osp_cli.cli import console
+from osp_cli.cli.showing import memory_text, time_text, way_text
 from osp_cli.outputs import STDOUT
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 10.0
+_LARGE_BYTES = 10**9
 
 # What the stages are called on the screen; others keep their name.
 _STAGE_NAMES = {"encode": "save"}
@@ -85,6 +87,10 @@ class Display:
                     f"{plan.model}: {plan.width}x{plan.height}, {plan.num_frames} frames, "
                     f"{plan.steps} steps, seed {plan.seed}, {plan.device} {plan.dtype}"
                 )
+                if plan.weights_bytes > _LARGE_BYTES or plan.offload != "none":
+                    # What it will cost, where that is more than a moment.
+                    parts = (way_text(plan), memory_text(plan), time_text(plan))
+                    self.line(f"weights {'; '.join(filter(None, parts))}")
             case events.Notice(message):
                 self.line(f"note: {message}")
             case events.Loaded(component, seconds):

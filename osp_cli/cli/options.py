@@ -13,6 +13,7 @@ from osp_cli.dials import (
     StepCacheChoice,
     cutoff,
     dtype,
+    memory,
     number,
     prompt_text,
     seeds,
@@ -248,6 +249,61 @@ DtypeOpt = Annotated[
     typer.Option(
         "--dtype", metavar="NAME", parser=dtype, help="bfloat16, float16 or float32 [the model's]"
     ),
+]
+OffloadOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--offload",
+        metavar="KIND",
+        help="Where idle weights wait: none, model, group, sequential or disk [what fits]",
+    ),
+]
+QuantOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--quant",
+        metavar="KIND",
+        help="Smaller weights: none, fp8, int8, nf4 or gguf [none, or fp8 where it must be]",
+    ),
+]
+AttentionOpt = Annotated[
+    str | None,
+    typer.Option("--attention", metavar="KIND", help="Kernels: auto, sdpa, flash or sage [auto]"),
+]
+VaeTilingOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--vae-tiling/--no-vae-tiling",
+        help="Decode in tiles: less memory, not quite the same picture [where it must be]",
+    ),
+]
+CompileOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="Compile the blocks: slow to start, quicker steps [no]"
+    ),
+]
+MaxVramOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--max-vram",
+        metavar="GB",
+        parser=memory("--max-vram"),
+        help="Use no more of the graphics card's memory, as in 12GB",
+    ),
+]
+MaxRamOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--max-ram",
+        metavar="GB",
+        parser=memory("--max-ram"),
+        help="Plan with no more of the computer's memory",
+    ),
+]
+OfflineOpt = Annotated[
+    bool,
+    typer.Option("--offline", help="Never touch the network", show_default=False),
 ]
 OverwriteOpt = Annotated[
     bool, typer.Option("--overwrite", "-y", help="Replace an existing video", show_default=False)

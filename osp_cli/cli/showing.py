@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from osp_cli.cli import console
-from osp_cli.dials import RANDOM_SEED, Ramp, as_text
+from osp_cli.dials import RANDOM_SEED, MemorySize, Ramp, as_text
 
 if TYPE_CHECKING:
     from osp_cli.plan import Plan
@@ -59,14 +59,56 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
         **_style_row(plan, request),
         "sampling": f"{plan.steps} steps, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
         "tokens": str(plan.num_tokens),
-        "weights": _bytes(plan.weights_bytes),
-        "memory": f"about {_bytes(plan.expected_peak_bytes)}",
+        "weights": f"{_bytes(plan.weights_bytes)}, {way_text(plan)}",
+        "memory": memory_text(plan),
         "disk": f"at most {_bytes(plan.disk_bytes)}",
     }
-    if plan.expected_seconds is not None:
-        rows["time"] = f"about {_duration(plan.expected_seconds)} of sampling"
+    if plan.offload_bytes:
+        rows["disk"] += f", and {_bytes(plan.offload_bytes)} of weights for the time of the run"
+    if text := time_text(plan):
+        rows["time"] = text
     for name, text in rows.items():
         console.write_line(f"{name:<9} {text}")
+
+
+def way_text(plan: Plan) -> str:
+    """How the weights are used, in words."""
+    words = [_WAYS[plan.offload]]
+    if plan.offload == "disk" and plan.device == "cpu":
+        words = ["read from their files again and again"]
+    if plan.quant != "none":
+        words.append(f"stored as {plan.quant}")
+    if plan.vae_tiling:
+        words.append("decoded in tiles")
+    if plan.compile:
+        words.append("blocks compiled")
+    return ", ".join(words)
+
+
+_WAYS = {
+    "none": "all in place",
+    "model": "one part at a time",
+    "group": "block by block",
+    "sequential": "layer by layer",
+    "disk": "block by block from the disk",
+}
+
+
+def memory_text(plan: Plan) -> str:
+    """What the run needs of the device's memory, and of the host's where that is another."""
+    text = f"about {_bytes(plan.expected_peak_bytes)}"
+    if plan.device_bytes is not None:
+        text += f" of {_bytes(plan.device_bytes)}"
+    if plan.device != "cpu":
+        text += f" on {plan.device}, {_bytes(plan.expected_ram_bytes)} of the computer's"
+    return text
+
+
+def time_text(plan: Plan) -> str:
+    """How long sampling takes; empty where nobody knows."""
+    if plan.expected_seconds is None:
+        return ""
+    return f"about {_duration(plan.expected_seconds)} of sampling"
 
 
 def _style_row(plan: Plan, request: GenerateRequest) -> dict[str, str]:
@@ -97,6 +139,8 @@ def _plain(name: str, setting: Setting) -> Any:
         return value or "none"
     if name == "cutoff":
         return value[0] if value[0] == value[1] else str(Ramp(*value))
+    if isinstance(value, MemorySize):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return str(value)

@@ -19,12 +19,21 @@ class UMT5Conditioner:
         tokenizer: The umT5 tokenizer; it appends the end token.
         text_encoder: `UMT5EncoderModel`, frozen.
         max_sequence_length: Rows of the conditioning; longer prompts lose their end.
+        device: Where it computes; None means where its weights are.
     """
 
-    def __init__(self, tokenizer: Any, text_encoder: Any, max_sequence_length: int = 512) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        text_encoder: Any,
+        max_sequence_length: int = 512,
+        *,
+        device: torch.device | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.max_sequence_length = max_sequence_length
+        self._device = device
 
     def encode(
         self,
@@ -46,7 +55,8 @@ class UMT5Conditioner:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        device = self.text_encoder.device
+        # Weights that come piece by piece are elsewhere between two calls.
+        device = self._device or self.text_encoder.device
         return umt5_states(
             self.text_encoder, tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
         )

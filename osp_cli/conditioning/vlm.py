@@ -31,6 +31,7 @@ class QwenVLConditioner:
         template: Chat turn with `{image}` and `{prompt}`.
         image_token_patch: Edge of the square of latents in an image token, see `image_tokens`.
         image_token_positions: Whether image tokens carry their coordinates.
+        device: Where it computes; None means where its weights are.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class QwenVLConditioner:
         template: str = USER_TEMPLATE,
         image_token_patch: int = 1,
         image_token_positions: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         self.model = getattr(model, "model", model)
         self.tokenizer = tokenizer
@@ -54,6 +56,7 @@ class QwenVLConditioner:
         self.max_sequence_length = max_sequence_length
         self.image_token_patch = image_token_patch
         self.image_token_positions = image_token_positions
+        self._device = device
         self._window = ChatWindow(tokenizer, template, max_sequence_length)
 
     def encode(
@@ -99,7 +102,7 @@ class QwenVLConditioner:
         """
         inputs, mask = self.inputs(prompts, images)
         width = inputs[0].shape[1]
-        device = self.model.device
+        device = self._device or self.model.device
         valid = multimodal_states(self.model, *(x if x is None else x.to(device) for x in inputs))
         states = valid.new_zeros(len(mask), self.max_sequence_length, valid.shape[-1])
         mask = mask.to(device)

@@ -38,6 +38,7 @@ class ReleasedQwenConditioner:
         num_image_tokens: Copies of the image token, for text-to-video too: without any, the model
             would meet what it never saw.
         padding_side: Where the padding stands. The release pads on the right.
+        device: Where it computes; None means where its weights are.
 
     Raises:
         ValueError: The tokenizer has no padding token, whose rows are looked at, does not know the
@@ -54,6 +55,7 @@ class ReleasedQwenConditioner:
         template: str = QWEN_TEMPLATE,
         num_image_tokens: int = RELEASED_IMAGE_TOKENS,
         padding_side: Literal["left", "right"] = "right",
+        device: torch.device | None = None,
     ) -> None:
         if tokenizer.pad_token_id is None:
             raise ValueError("the tokenizer has no padding token")
@@ -67,6 +69,7 @@ class ReleasedQwenConditioner:
         self.max_sequence_length = max_sequence_length
         self.num_image_tokens = num_image_tokens
         self.padding_side = padding_side
+        self._device = device
         self._window = ChatWindow(tokenizer, template, max_sequence_length)
 
     def encode(
@@ -99,7 +102,7 @@ class ReleasedQwenConditioner:
             `(batch, max_sequence_length)` bool.
         """
         input_ids, mask = self.inputs(prompts)
-        device = self.model.device
+        device = self._device or self.model.device
         input_ids, mask = input_ids.to(device), mask.to(device)
         return released_states(self.model, input_ids, mask), mask
 

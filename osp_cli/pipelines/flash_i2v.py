@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,8 @@ class Conditions:
     Attributes:
         cond, uncond: `encoder_hidden_states`; `uncond` is None without guidance.
         first: s, normalised latents of the first frame; None for text to video.
-        projected: phi(s) (Eq. 16); None for text to video, the gamma = 0 case of Eq. 15.
+        projected: phi(s) (Eq. 16); None for text to video, the gamma = 0 case of Eq. 15, and before
+            the transformer is there.
         also: `encoder_hidden_states` of further prompts, with their weights; `cond` has the weight
             that these leave to 1.
     """
@@ -125,6 +126,9 @@ class Conditions:
 class FlashI2VPipeline:
     """Order of operations: condition, sample, decode. Loads nothing, prints nothing.
 
+    Parts may be None outside of the stage that needs them: the conditioner while it samples, the
+    transformer while it conditions.
+
     Args:
         transformer: v_theta of Eq. 22, with phi inside.
         vae: causal autoencoder.
@@ -134,14 +138,14 @@ class FlashI2VPipeline:
 
     def __init__(
         self,
-        transformer: FlashI2VTransformer3DModel,
+        transformer: Any,
         vae: Any,
-        conditioner: Conditioner,
+        conditioner: Any,
         surround: int = 0,
     ) -> None:
-        self.transformer = transformer
+        self.transformer: FlashI2VTransformer3DModel = transformer
         self.vae = vae
-        self.conditioner = conditioner
+        self.conditioner: Conditioner = conditioner
         self.surround = surround
 
     @torch.no_grad()
@@ -174,6 +178,7 @@ class FlashI2VPipeline:
         """
         if state is None:
             state = SamplingState(self.initial_noise(inputs), 0)
+        conditions = self.with_projection(conditions)
         with enable_step_cache(self.transformer, inputs.step_cache) as cache:
             yield Sampling(self, inputs, conditions, state, cache)
 
@@ -197,12 +202,22 @@ class FlashI2VPipeline:
             return self.conditioner.encode([prompt], images=images, image_latents=image_latents)
 
         guided = uses_guidance(inputs.guidance_scale)
-        return Conditions(
+        conditions = Conditions(
             cond=encode(inputs.prompt),
             uncond=encode(inputs.negative_prompt) if guided else None,
             first=first,
-            projected=None if first is None else project_first_frame(self.transformer, first),
+            projected=None,
             also=tuple((encode(text), weight) for text, weight in inputs.also),
+        )
+        return conditions if self.transformer is None else self.with_projection(conditions)
+
+    @torch.no_grad()
+    def with_projection(self, conditions: Conditions) -> Conditions:
+        """The conditions with phi(s), which the transformer makes; the same where it is there."""
+        if conditions.first is None or conditions.projected is not None:
+            return conditions
+        return replace(
+            conditions, projected=project_first_frame(self.transformer, conditions.first)
         )
 
     def initial_noise(self, inputs: SamplingInputs) -> Tensor:
@@ -263,16 +278,16 @@ class FlashI2VPipeline:
         return classifier_free_guidance(cond, uncond, guidance_scale)
 
     def _empty_frame(self, inputs: SamplingInputs) -> Tensor:
-        """Zero latents of one frame, on the transformer's device."""
+        """Zero latents of one frame, on the device where all is computed."""
         cell = self.vae.config.scale_factor_spatial
         shape = (
             1,
-            self.transformer.config.in_channels,
+            len(self.vae.config.latents_mean),
             1,
             inputs.height // cell,
             inputs.width // cell,
         )
-        return torch.zeros(shape, device=self.transformer.device)
+        return torch.zeros(shape, device=self.vae.device)
 
 
 class Sampling:

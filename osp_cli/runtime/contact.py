@@ -15,9 +15,9 @@ from osp_cli.media.sheet import contact_sheet, save_sheet
 from osp_cli.outputs import sheet_path
 from osp_cli.pipelines.flash_i2v import decode_glimpse
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.models import Models
-from osp_cli.runtime.runner import sample
+from osp_cli.runtime.models import DECODING, Models
 from osp_cli.runtime.settling import Clip, settle
+from osp_cli.runtime.stages import sample
 from osp_cli.stopping import StopSignal
 
 # Of a clip's steps: the layout stands by then, the detail does not.
@@ -46,7 +46,6 @@ def run_contact(
         if number == 1:
             yield Planned(clip.plan)
             yield from map(Notice, notices)
-        yield from models.load(request.spec, clip.plan, clip.weights)
         rows[f"seed {request.seed}"] = yield from _glimpse(clip, models, stop)
     sheet = contact_sheet(rows, title=requests[0].prompt)
     save_sheet(sheet, path, overwrite=requests[0].overwrite)
@@ -61,7 +60,8 @@ def _glimpse(
     """A few pictures of a clip after a few steps; never fewer steps than an earlier run left."""
     done = 0 if clip.frozen is None else clip.frozen.state.step
     if clip.frozen is not None and clip.frozen.is_sampled:
+        yield from models.load(clip.request.spec, clip.plan, clip.weights, DECODING)
         return decode_glimpse(models.vae, clip.frozen.state.latents)
     steps = math.ceil(clip.request.num_inference_steps * _SHARE_OF_STEPS)
-    sampling, _ = yield from sample(clip, models.pipeline, stop, until=max(steps, done + 1))
-    return decode_glimpse(models.vae, sampling.estimate())
+    sampled = yield from sample(clip, models, stop, until=max(steps, done + 1))
+    return decode_glimpse(models.vae, sampled.sampling.estimate())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 from pathlib import Path
 
 import torch
 
 from osp_cli.errors import InvalidRequestError
+from osp_cli.host import usable_memory
+from osp_cli.runtime.strategy import Machine
 
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+# Where nothing can be read, nothing is refused.
+_UNKNOWN = 1 << 62
 
 
 def resolve_device(name: str) -> torch.device:
@@ -48,7 +48,41 @@ def available_memory(device: torch.device) -> int:
         return int(free)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return _available_ram()
+    return available_ram()
+
+
+def available_ram() -> int:
+    """Bytes of the host that may still be taken, within a container's limit."""
+    found = usable_memory()
+    return _UNKNOWN if found is None else found
+
+
+def offload_folder() -> Path:
+    """Where weights are put for the time of a run: beside the installed ones."""
+    from osp_cli.registry import weights_home
+
+    return weights_home().parent / "offload"
+
+
+def this_machine(device: torch.device, *, measure: bool = False) -> Machine:
+    """What there is to run on.
+
+    Args:
+        device: as `resolve_device` gave it.
+        measure: also how quick it is, which takes a tenth of a second.
+    """
+    folder = offload_folder()
+    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    speed = None
+    if measure:
+        speed = measured_speed(device, torch.float32 if device.type == "cpu" else torch.bfloat16)
+    return Machine(
+        device=str(device),
+        device_bytes=available_memory(device),
+        ram_bytes=available_ram(),
+        disk_bytes=shutil.disk_usage(there).free,
+        speed=speed,
+    )
 
 
 def measured_speed(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.1) -> float:
@@ -74,21 +108,3 @@ def measured_speed(device: torch.device, dtype: torch.dtype, *, seconds: float =
         best = max(best, 2 * edge**3 / (time.perf_counter() - started)) if count else best
         count += 1
     return best
-
-
-def _available_ram() -> int:
-    """MemAvailable of Linux, else the physical memory; never more than the container allows."""
-    available = 0
-    info = Path("/proc/meminfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
-    if not available and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limits = [available] if available else []
-    for path in _CGROUP_LIMITS:
-        if path.exists() and (text := path.read_text().strip()).isdigit():
-            limits.append(int(text))
-    # Where nothing can be read, nothing is refused.
-    return min(limits, default=1 << 62)

@@ -10,7 +10,7 @@ import torch
 
 from osp_cli.config import Layer
 from osp_cli.plan import Plan
-from osp_cli.runtime.devices import available_memory, measured_speed, resolve_device
+from osp_cli.runtime.devices import available_memory, resolve_device, this_machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def default_plan(layers: Sequence[Layer]) -> tuple[Plan, int]:
     # Here, so that the devices can still be told where one of these is broken.
     from osp_cli.dials import Seeds
     from osp_cli.media.files import check_free_space
-    from osp_cli.runtime.planner import check_fits, make_plan, with_time
+    from osp_cli.runtime.planner import make_plan, with_time
     from osp_cli.settings import Source, settle_generate
 
     # No picture is read: one of the card's default shape is assumed.
@@ -77,8 +77,8 @@ def default_plan(layers: Sequence[Layer]) -> tuple[Plan, int]:
     size = spec.default_size
     if request.width is not None and request.height is not None:
         size = request.width, request.height
-    plan = make_plan(request, spec, size=size, device=str(device), weights=weights)
-    free = available_memory(device)
-    check_fits(plan, free)
+    machine = this_machine(device, measure=True)
+    plan = make_plan(request, spec, size=size, machine=machine, weights=weights)
     check_free_space(Path(), plan.disk_bytes, what="the video")
-    return with_time(plan, measured_speed(device, getattr(torch, plan.dtype))), free
+    assert machine.speed is not None
+    return with_time(plan, machine.speed), machine.device_bytes

@@ -28,6 +28,10 @@ from osp_cli.models.state_dict import (
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
+from osp_cli.runtime.devices import offload_folder
+from osp_cli.runtime.kernels import prepare_kernels
+from osp_cli.runtime.offload import place_encoder, place_transformer
+from osp_cli.runtime.quantize import quantize_blocks
 from osp_cli.runtime.start_up import light_imports, transformers_class
 
 # The libraries' own bars and advice would run through ours; `--debug` shows tracebacks, not these.
@@ -82,9 +86,9 @@ def load_parts(
     """
     device = torch.device(plan.device)
     loaders: dict[str, Callable[[], Any]] = {
-        "transformer": lambda: _load_transformer(spec, plan, folder).to(device),
+        "transformer": lambda: _ready(_load_transformer(spec, plan, folder), plan, device),
         "vae": lambda: _load_vae(spec, folder).to(device),
-        "conditioner": lambda: _load_conditioner(spec, folder, device),
+        "conditioner": lambda: _load_conditioner(spec, folder, plan, device),
     }
     for name in names:
         started = time.perf_counter()
@@ -95,6 +99,20 @@ def load_parts(
         except (OSError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"the {name} in {folder} cannot be loaded: {error}") from error
         yield Loaded(name, time.perf_counter() - started), part
+
+
+def _ready(transformer: Any, plan: Plan, device: torch.device) -> Any:
+    """The transformer as the plan wants it, from the host: smaller weights, then their place."""
+    resident = plan.offload in ("none", "model")
+    quantize_blocks(
+        transformer,
+        plan.quant,
+        compute_dtype=_DTYPES[plan.dtype],
+        device=device if resident else torch.device("cpu"),
+    )
+    placed = place_transformer(transformer, plan, device, offload_folder())
+    prepare_kernels(placed, plan)
+    return placed
 
 
 def _load_transformer(spec: ModelSpec, plan: Plan, folder: Path) -> FlashI2VTransformer3DModel:
@@ -125,7 +143,9 @@ def _load_linear_vae(folder: Path, dtype: torch.dtype) -> Any:
     return model.eval()
 
 
-def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Conditioner:
+def _load_conditioner(
+    spec: ModelSpec, folder: Path, plan: Plan, device: torch.device
+) -> Conditioner:
     dtype = _DTYPES[spec.dtypes["conditioner"]]
     if spec.conditioner == "umt5":
         from osp_cli.conditioning.umt5 import UMT5Conditioner
@@ -134,11 +154,16 @@ def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Co
         tokenizer = _auto_tokenizer().from_pretrained(folder / "tokenizer", local_files_only=True)
         encoder = _load_complete(encoder_class, folder / "text_encoder", dtype)
         _check_text_dim(folder, "text_encoder", encoder.config.d_model)
-        return UMT5Conditioner(tokenizer, encoder.eval().to(device), spec.max_sequence_length)
+        return UMT5Conditioner(
+            tokenizer,
+            place_encoder(encoder.eval(), plan, device),
+            spec.max_sequence_length,
+            device=device,
+        )
     if spec.conditioner == "qwen2.5-vl":
-        return _load_qwen(spec, folder, device, dtype)
+        return _load_qwen(spec, folder, plan, device, dtype)
     if spec.conditioner == "qwen2.5-vl-released":
-        return _load_released_qwen(spec, folder, device, dtype)
+        return _load_released_qwen(spec, folder, plan, device, dtype)
     raise RuntimeFailureError(
         f"the card of {spec.name} asks for conditioning {spec.conditioner!r}, "
         "which this version does not have",
@@ -147,7 +172,7 @@ def _load_conditioner(spec: ModelSpec, folder: Path, device: torch.device) -> Co
 
 
 def _load_qwen(
-    spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype
+    spec: ModelSpec, folder: Path, plan: Plan, device: torch.device, dtype: torch.dtype
 ) -> Conditioner:
     from osp_cli.conditioning.image_tokens import POSITION_FEATURES
     from osp_cli.conditioning.vlm import QwenVLConditioner
@@ -166,7 +191,7 @@ def _load_qwen(
         width += POSITION_FEATURES * spec.image_token_positions
         image_adapter = _load_adapter(folder, "image_adapter", dtype, width).to(device)
     return QwenVLConditioner(
-        model.eval().to(device),
+        place_encoder(model.eval(), plan, device),
         tokenizer_class.from_pretrained(source, local_files_only=True),
         processor_class.from_pretrained(source, local_files_only=True),
         adapter.to(device),
@@ -174,11 +199,12 @@ def _load_qwen(
         max_sequence_length=spec.max_sequence_length,
         image_token_patch=spec.image_token_patch,
         image_token_positions=spec.image_token_positions,
+        device=device,
     )
 
 
 def _load_released_qwen(
-    spec: ModelSpec, folder: Path, device: torch.device, dtype: torch.dtype
+    spec: ModelSpec, folder: Path, plan: Plan, device: torch.device, dtype: torch.dtype
 ) -> Conditioner:
     from osp_cli.conditioning.vlm_released import ReleasedQwenConditioner
 
@@ -189,12 +215,13 @@ def _load_released_qwen(
     source = _tokenizer_folder(folder)
     tokenizer = _auto_tokenizer().from_pretrained(source, local_files_only=True)
     return ReleasedQwenConditioner(
-        model.eval().to(device),
+        place_encoder(model.eval(), plan, device),
         tokenizer,
         adapter.to(device),
         max_sequence_length=spec.max_sequence_length,
         # As in the release, whose tokenizer says right.
         padding_side=tokenizer.padding_side,
+        device=device,
     )
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from osp_cli.events import Loaded
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
@@ -13,9 +16,18 @@ from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.loading import PARTS, load_parts
 
+# Parts that turn prompt and picture into conditions; nobody needs them after that.
+CONDITIONING = tuple(name for name in PARTS if name != "transformer")
+SAMPLING = ("transformer", "vae")
+DECODING = ("vae",)
+
 
 class Models:
-    """Loads what a clip needs and keeps it, until a clip needs another model."""
+    """Loads what a clip needs and keeps it, until a clip needs another model or the memory.
+
+    Where a plan frees parts, only those of the present stage are kept. They come back from the
+    files, which the system holds in memory as long as it has some to spare.
+    """
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
@@ -27,18 +39,34 @@ class Models:
     ) -> Iterator[Loaded]:
         """Bring the named parts into memory; yields a `Loaded` for each that was not there.
 
+        Args:
+            spec: the card.
+            plan: of the clip.
+            folder: of the weights.
+            names: parts of the next stage. Where the plan keeps all parts, all of them are loaded.
+
         Raises:
             CheckpointError: files are damaged or do not belong to this card.
         """
-        key = (_as_loaded(spec), str(folder), plan.device, plan.dtype)
+        key = (_as_loaded(spec), str(folder), _way(plan))
         if key != self._key:
             # Before the next one is loaded: two large models at once would not fit.
-            self._key, self._parts = key, {}
+            self.drop()
+            self._key = key
         self._surround = spec.image_token_surround
+        if plan.frees_parts:
+            self._keep(names)
         missing = [name for name in names if name not in self._parts]
         for loaded, part in load_parts(spec, plan, folder, missing):
             self._parts[loaded.component] = part
             yield loaded
+        if "vae" in self._parts:
+            _set_tiling(self._parts["vae"], plan.vae_tiling)
+
+    def drop(self) -> None:
+        """Let go of everything."""
+        self._key = ()
+        self._keep(())
 
     @property
     def vae(self) -> Any:
@@ -47,9 +75,33 @@ class Models:
 
     @property
     def pipeline(self) -> FlashI2VPipeline:
-        """A pipeline of all parts."""
-        transformer, vae, conditioner = (self._parts[name] for name in PARTS)
+        """A pipeline of the parts that are there; its stages need theirs."""
+        transformer, vae, conditioner = (self._parts.get(name) for name in PARTS)
         return FlashI2VPipeline(transformer, vae, conditioner, self._surround)
+
+    def _keep(self, names: tuple[str, ...]) -> None:
+        gone = self._parts.keys() - {*names}
+        for name in gone:
+            del self._parts[name]
+        if gone:
+            # Modules and their hooks refer to each other.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _set_tiling(vae: Any, tiled: bool) -> None:
+    """Of an autoencoder that can; the small one works frame by frame anyway."""
+    if hasattr(vae, "use_tiling"):
+        vae.enable_tiling() if tiled else vae.disable_tiling()
+
+
+def _way(plan: Plan) -> tuple[object, ...]:
+    """What of a plan shows in the parts."""
+    return (
+        *(plan.device, plan.dtype, plan.offload, plan.quant, plan.pinned, plan.streamed),
+        *(plan.attention, plan.compile),
+    )
 
 
 def _as_loaded(spec: ModelSpec) -> ModelSpec:

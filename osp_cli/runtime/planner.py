@@ -1,28 +1,20 @@
-"""The plan of a run, by arithmetic on the card and on file sizes."""
+"""The plan of a run, by arithmetic on the card and on the headers of weight files."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from osp_cli.errors import WontFitError
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.activations import activations
+from osp_cli.runtime.sizes import PartSize, TransformerShape, part_sizes, transformer_shape
+from osp_cli.runtime.strategy import Machine, Strategy, Work, choose
 
-_DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Python, torch and the libraries themselves.
-_BASE_BYTES = 500 * 2**20
-# Hidden states, attention and feed-forward of one pass, per token; and the decoder's
-# full-resolution intermediates, per output pixel. Both are upper ends of what was measured.
-_BYTES_PER_TOKEN = 60_000
-_BYTES_PER_PIXEL = 3 * 4 * 4
 # What a file takes at most per pixel of all frames; an mp4 of noise at this quality takes 0.6.
 _FILE_BYTES_PER_PIXEL = {".mp4": 0.75, ".gif": 1.2, ".webp": 1.2, ".png": 3.1}
-_MAX_HEADER_BYTES = 100 * 2**20
 _EFFICIENCY = 0.5
 
 
@@ -31,17 +23,23 @@ def make_plan(
     spec: ModelSpec,
     *,
     size: tuple[int, int],
-    device: str,
-    weights: Path,
+    machine: Machine,
+    weights: Path | None,
+    below: Mapping[str, int] | None = None,
 ) -> Plan:
-    """What this run will compute and need.
+    """What this run will compute and need, and the best way in which it fits the machine.
 
     Args:
         request: settled.
         spec: its model card.
         size: width, height of the video.
-        device: a torch device's name.
-        weights: the folder of the weights; only file sizes are read.
+        machine: what there is.
+        weights: the folder of the weights, of which only headers are read; None plans with the
+            card's figures.
+        below: stages that must need less than so many bytes.
+
+    Raises:
+        WontFitError: it fits in no way.
     """
     width, height = size
     frames = request.num_frames
@@ -50,19 +48,29 @@ def make_plan(
     cell = spec.scale_factor_spatial * 2
     tokens = latent_frames * (height // cell) * (width // cell)
     dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
-    stored = sum(path.stat().st_size for path in weights.rglob("*.safetensors"))
-    one_pass = _operations(weights / "transformer", spec, tokens, size)
+    sizes = part_sizes(spec, weights, {**spec.dtypes, "transformer": dtype})
+    shape = transformer_shape(spec, weights)
     passes_per_step = len(request.prompts) + (request.guidance_scale > 1)
     passes = request.num_inference_steps * passes_per_step
-    expected = (
-        _BASE_BYTES
-        + stored * _DTYPE_BYTES[dtype] // 2
-        + tokens * _BYTES_PER_TOKEN
-        + frames * width * height * _BYTES_PER_PIXEL
+    one_pass = _operations(sizes.get("transformer"), shape, spec, tokens, size)
+    work = Work(
+        sizes=sizes,
+        activations=activations(
+            spec,
+            shape,
+            size=size,
+            num_frames=frames,
+            tokens=tokens,
+            dtype=dtype,
+            passes_per_step=passes_per_step,
+            cache=request.cache.kind,
+        ),
+        passes=passes,
+        operations=None if one_pass is None else passes * one_pass,
     )
-    return Plan(
+    plan = Plan(
         model=spec.name,
-        device=device,
+        device=machine.device,
         dtype=dtype,
         width=width,
         height=height,
@@ -75,10 +83,29 @@ def make_plan(
         cache=str(request.cache),
         guidance=request.guidance_scale,
         passes_per_step=passes_per_step,
-        weights_bytes=stored,
-        expected_peak_bytes=expected,
+        weights_bytes=sum(part.stored for part in sizes.values()),
+        attention="sdpa" if request.attention == "auto" else request.attention,
+        compile=request.compile,
+        device_bytes=machine.device_bytes,
+        expected_peak_bytes=0,
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),
-        operations=None if one_pass is None else passes * one_pass,
+        operations=work.operations,
+    )
+    return _with_strategy(plan, choose(work, machine, request, below))
+
+
+def _with_strategy(plan: Plan, strategy: Strategy) -> Plan:
+    return replace(
+        plan,
+        offload=strategy.offload,
+        quant=strategy.quant,
+        vae_tiling=strategy.vae_tiling,
+        pinned=strategy.pinned,
+        streamed=strategy.streamed,
+        expected_peak_bytes=strategy.peak_bytes,
+        expected_stage_bytes=dict(strategy.stages),
+        expected_ram_bytes=strategy.ram_bytes,
+        offload_bytes=strategy.disk_bytes,
     )
 
 
@@ -94,35 +121,26 @@ def _disk_bytes(
     return latents + int(request.num_frames * width * height * per_pixel) + 2**20
 
 
-def _operations(folder: Path, spec: ModelSpec, tokens: int, size: tuple[int, int]) -> float | None:
-    """Multiplications and additions of one pass of the transformer; None where files cannot tell.
+def _operations(
+    transformer: PartSize | None,
+    shape: TransformerShape | None,
+    spec: ModelSpec,
+    tokens: int,
+    size: tuple[int, int],
+) -> float | None:
+    """Multiplications and additions of one pass of the transformer; None where nothing tells.
 
     Each weight meets each token; beside that, the attention of tokens to each other and to the
-    conditioning's rows. Damage to the files is the business of whoever loads them.
+    conditioning's rows.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        width = config["num_attention_heads"] * config["attention_head_dim"]
-        weights, layers = _num_weights(folder), config["num_layers"]
-    except (OSError, ValueError, KeyError, TypeError, struct.error):
+    if transformer is None or shape is None:
         return None
     context = spec.max_sequence_length
     if "image_adapter" in spec.parts:
         cells = (size[0] // spec.scale_factor_spatial) * (size[1] // spec.scale_factor_spatial)
         context += cells // spec.image_token_patch**2
-    return 2.0 * weights * tokens + 4.0 * width * tokens * (tokens + context) * layers
-
-
-def _num_weights(folder: Path) -> int:
-    """How many numbers the files of a folder hold, told by their headers."""
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, _MAX_HEADER_BYTES)))
-        header.pop("__metadata__", None)
-        count += sum(math.prod(tensor["shape"]) for tensor in header.values())
-    return count
+    attention = 4.0 * shape.width * tokens * (tokens + context) * shape.layers
+    return 2.0 * transformer.parameters * tokens + attention
 
 
 def with_time(plan: Plan, operations_per_second: float) -> Plan:
@@ -132,21 +150,3 @@ def with_time(plan: Plan, operations_per_second: float) -> Plan:
     # Measured on osp-mini, the passes reach this share of what one large product reaches.
     seconds = plan.operations / (operations_per_second * _EFFICIENCY)
     return replace(plan, expected_seconds=float(f"{seconds:.3g}"))
-
-
-def check_fits(plan: Plan, available_bytes: int) -> None:
-    """Refuses a plan that cannot fit, before anything is loaded.
-
-    Raises:
-        WontFitError: the plan needs more than there is.
-    """
-    if plan.expected_peak_bytes > available_bytes:
-        raise WontFitError(
-            f"{plan.model} needs about {_gigabytes(plan.expected_peak_bytes)} on {plan.device}, "
-            f"{_gigabytes(available_bytes)} are free",
-            hint="use fewer --frames, a smaller --size, or --model osp-mini",
-        )
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

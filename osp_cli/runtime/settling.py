@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,12 @@ from osp_cli.media.sinks import check_output
 from osp_cli.outputs import STDOUT, latents_path
 from osp_cli.plan import Plan
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.devices import available_memory, measured_speed, resolve_device
+from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
 from osp_cli.runtime.hashes import weights_hash
-from osp_cli.runtime.planner import check_fits, make_plan, with_time
+from osp_cli.runtime.kernels import check_attention
+from osp_cli.runtime.planner import make_plan, with_time
+from osp_cli.runtime.quantize import check_quant
 from osp_cli.runtime.replay import differences, same_clip, unfinished_work
 
 
@@ -60,10 +62,8 @@ def preview_plan(request: GenerateRequest) -> tuple[Planned, list[str]]:
     Raises:
         OspError: as `run` would before it begins.
     """
-    prepared = _prepare(request)
-    device = torch.device(prepared.plan.device)
-    speed = measured_speed(device, getattr(torch, prepared.plan.dtype))
-    return Planned(with_time(prepared.plan, speed)), prepared.notices
+    prepared = _prepare(request, measure=True)
+    return Planned(prepared.plan), prepared.notices
 
 
 def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
@@ -104,6 +104,27 @@ def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
     return clip, notices
 
 
+def in_less_memory(clip: Clip, stage: str) -> Clip:
+    """The clip with the next plan whose `stage` needs less of the device than it did.
+
+    Raises:
+        WontFitError: there is none.
+    """
+    plan = clip.plan
+    machine = this_machine(torch.device(plan.device))
+    following = make_plan(
+        clip.request,
+        clip.request.spec,
+        size=(plan.width, plan.height),
+        machine=machine,
+        weights=clip.weights,
+        below={stage: plan.expected_stage_bytes[stage]},
+    )
+    following = replace(following, expected_seconds=plan.expected_seconds)
+    recipe = {**clip.recipe, "quant": following.quant, "vae_tiling": following.vae_tiling}
+    return replace(clip, plan=following, recipe=recipe)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
     """What is known without reading weights, be it for their hashes.
@@ -123,7 +144,7 @@ class _Prepared:
     notices: list[str]
 
 
-def _prepare(request: GenerateRequest) -> _Prepared:
+def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     # A plan alone does not make the folder that a run would.
     if not request.makes_folder or request.output.parent.exists():
         check_output(request.output, overwrite=request.overwrite, fps=request.fps)
@@ -132,8 +153,13 @@ def _prepare(request: GenerateRequest) -> _Prepared:
     loaded = _picture(request) if frozen is None else None
     size = _choose_size(request, loaded)
     device = resolve_device(request.device)
-    plan = make_plan(request, request.spec, size=size, device=str(device), weights=weights)
-    check_fits(plan, available_memory(device))
+    check_quant(request.quant, device)
+    check_attention(request.attention, device)
+    # How quick it is matters to whoever waits for minutes, not to the small model.
+    machine = this_machine(device, measure=measure or not request.spec.embedded)
+    plan = make_plan(request, request.spec, size=size, machine=machine, weights=weights)
+    if machine.speed is not None:
+        plan = with_time(plan, machine.speed)
     if request.output != STDOUT:
         check_free_space(request.output.parent, plan.disk_bytes, what="the video")
     notices = [] if loaded is None else [*loaded.notices, *_fit_notices(loaded, size)]
@@ -194,6 +220,9 @@ def _recipe(
         "width": plan.width,
         "height": plan.height,
         "dtype": plan.dtype,
+        "quant": plan.quant,
+        "vae_tiling": plan.vae_tiling,
+        "attention": plan.attention,
         "image_sha256": None if loaded is None else loaded.sha256,
         "weights_sha256": weights_hash(weights),
     }

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from osp_cli.dials import Seeds, Size
 from osp_cli.events import Event
 from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
-from osp_cli.pipelines.flash_i2v import decode_frames
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.devices import resolve_device
+from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.models import Models
 from osp_cli.runtime.planner import make_plan
-from osp_cli.runtime.runner import sample
 from osp_cli.runtime.settling import settle
+from osp_cli.runtime.stages import decode, sample
 from osp_cli.settings import Source, settle_generate
 from osp_cli.stopping import StopSignal
 
@@ -68,7 +67,7 @@ class Studio:
             request,
             request.spec,
             size=request.spec.default_size,
-            device=self._device,
+            machine=this_machine(resolve_device(device)),
             weights=self.weights,
         )
         deque(self._models.load(request.spec, plan, self.weights), maxlen=0)
@@ -112,10 +111,11 @@ class Studio:
         started = time.perf_counter()
         clip, _ = settle(settled.request)
         clip = replace(clip, weights=self.weights)
-        deque(self._models.load(clip.request.spec, clip.plan, clip.weights), maxlen=0)
-        sampling, kept = _result(sample(clip, self._models.pipeline, self._stop))
-        kept.unlink(missing_ok=True)
-        frames = decode_frames(self._models.vae, sampling.latents)
+        sampled = _result(sample(clip, self._models, self._stop))
+        sampled.kept.unlink(missing_ok=True)
+        clip, latents = sampled.clip, sampled.sampling.latents
+        del sampled
+        _, frames = _result(decode(clip, self._models, latents))
         self.num_clips += 1
         self.seconds += time.perf_counter() - started
         return frames

@@ -17,6 +17,7 @@ from osp_cli.media.sheet import contact_sheet, save_sheet
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
 from osp_cli.registry import find_model, style_presets
 from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.devices import this_machine
 from osp_cli.runtime.loading import Components, load_components
 from osp_cli.runtime.planner import make_plan
 
@@ -26,7 +27,13 @@ def open_pipeline(name: str) -> FlashI2VPipeline:
     spec = find_model(name)
     folder = spec.weights_dir()
     request = GenerateRequest(image=Path("any.png"), model=name, seed=0)
-    plan = make_plan(request, spec, size=spec.default_size, device="cpu", weights=folder)
+    plan = make_plan(
+        request,
+        spec,
+        size=spec.default_size,
+        machine=this_machine(torch.device("cpu")),
+        weights=folder,
+    )
     *_, components = load_components(spec, plan, folder)
     assert isinstance(components, Components)
     parts = (components.transformer, components.vae, components.conditioner)

@@ -121,6 +121,9 @@ def test_all_values_are_accounted_for():
         ("preview", set()),
         ("device", set()),
         ("dtype", set()),
+        ("offload", set()),
+        ("quant", set()),
+        ("attention", set()),
     ],
 )
 def test_the_words_are_those_that_the_program_names_when_it_refuses(osp, picture, flag, extra):
@@ -134,6 +137,7 @@ def test_the_words_are_those_that_the_program_names_when_it_refuses(osp, picture
 
 def test_every_option_with_words_is_compared_with_the_program():
     compared = {"style", "model", "sampler", "cache", "preview", "device", "dtype"}
+    compared |= {"offload", "quant", "attention"}
     with_words = {kind for kind, values in known_values().items() if values.words}
     assert with_words == compared | {"shell", "document", "subject"}
 
@@ -210,7 +214,7 @@ PICTURES = {"photo.png", "my cat.JPG", "a:b.png", "folder"}
         ("osp generate --style=", STYLES),
         ("osp generate --style=gh", {"ghibli"}),
         ("osp generate --model ", set(model_specs())),
-        ("osp generate --no-", {"--no-metadata"}),
+        ("osp generate --no-m", {"--no-metadata"}),
         ("osp generate ", PICTURES),
         ("osp generate ph", {"photo.png"}),
         ("osp generate a:", {"b.png"}),
@@ -443,7 +447,7 @@ def test_powershell_completes(files, shell):
         "osp generate --style gh": ["ghibli"],
         "osp generate --style=gh": ["--style=ghibli"],
         "osp gen": ["generate"],
-        "osp generate --no-": ["--no-metadata"],
+        "osp generate --no-m": ["--no-metadata"],
     }.items():
         probe = (
             f". {FOLDER / 'osp.ps1'}; (TabExpansion2 '{line}' {len(line)}).CompletionMatches"

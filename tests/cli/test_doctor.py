@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from osp_cli import config
-from osp_cli.cli import checks, console, machine
+from osp_cli import host as machine
+from osp_cli.cli import checks, console
 from osp_cli.cli.checks import CHECKS, Finding, examine
 from osp_cli.cli.schema import schema_path
 from osp_cli.registry import model_specs, style_presets
-from osp_cli.runtime import diagnosis
+from osp_cli.runtime import devices
 
 Usage = namedtuple("Usage", "total used free")
 REAL_VERSION = importlib.metadata.version
@@ -40,7 +41,7 @@ def bare(monkeypatch, tmp_path):
 def findings(osp, monkeypatch):
     """Runs `osp doctor --json`; gives exit code and findings, which fit the schema."""
     # Measured in earnest by the tests that read the report as a person does.
-    monkeypatch.setattr(diagnosis, "measured_speed", lambda device, dtype: 1e11)
+    monkeypatch.setattr(devices, "measured_speed", lambda device, dtype: 1e11)
 
     def call():
         outcome = osp("doctor", "--json")
@@ -470,7 +471,7 @@ def test_a_card_that_torch_cannot_speak_to(findings, monkeypatch, tmp_path):
 
 
 def test_too_little_memory(findings, monkeypatch):
-    monkeypatch.setattr(diagnosis, "available_memory", lambda device: 10**8)
+    monkeypatch.setattr(devices, "available_memory", lambda device: 10**8)
     code, found = findings()
     assert code == 1
     assert named(found, "run").message.startswith("osp-mini needs about ")
@@ -480,7 +481,7 @@ def test_too_little_memory(findings, monkeypatch):
 def test_memory_that_is_only_just_enough(findings, monkeypatch):
     _, found = findings()
     needed = named(found, "run").values["plan"]["expected_peak_bytes"]
-    monkeypatch.setattr(diagnosis, "available_memory", lambda device: int(needed * 1.05))
+    monkeypatch.setattr(devices, "available_memory", lambda device: int(needed * 1.05))
     code, found = findings()
     assert (code, named(found, "run").state) == (0, "note")
     assert named(found, "run").hint

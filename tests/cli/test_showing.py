@@ -173,7 +173,7 @@ def test_a_plan_in_lines(capsys):
         "output": "cat-7.mp4",
         "sampling": "8 steps, unipc, no guidance, fbcache:0.2, seed 7",
         "tokens": "1456",
-        "weights": "15.3 MB",
+        "weights": "15.3 MB, all in place",
         "memory": "about 1.2 GB",
         "disk": "at most 0.4 MB",
         "time": "about 90 s of sampling",

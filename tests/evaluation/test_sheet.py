@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from osp_cli.evaluation.sheet import MOTION_PROMPTS, make_clip, motion_rows, style_rows
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
 from osp_cli.registry import style_presets
 from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.devices import this_machine
 from osp_cli.runtime.loading import load_components
 from osp_cli.runtime.planner import make_plan
 
@@ -28,7 +30,13 @@ def pipeline(spec):
     request = GenerateRequest(
         image=None, text_only=True, prompt="-", model="tiny", num_frames=13, seed=0
     )
-    plan = make_plan(request, spec, size=spec.default_size, device="cpu", weights=folder)
+    plan = make_plan(
+        request,
+        spec,
+        size=spec.default_size,
+        machine=this_machine(torch.device("cpu")),
+        weights=folder,
+    )
     *_, parts = load_components(spec, plan, folder)
     return FlashI2VPipeline(parts.transformer, parts.vae, parts.conditioner)
 

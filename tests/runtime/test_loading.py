@@ -22,6 +22,7 @@ from osp_cli.models.autoencoder_linear import AutoencoderLinear
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.registry import find_model, model_specs
 from osp_cli.runtime import runner
+from osp_cli.runtime.devices import this_machine
 from osp_cli.runtime.loading import Components, load_components
 from osp_cli.runtime.planner import make_plan
 
@@ -31,7 +32,9 @@ PARTS = ("transformer", "vae", "text_encoder", "adapter", "image_adapter")
 def load(request, spec=None, folder=None):
     spec = spec or request.spec
     folder = folder or spec.weights_dir()
-    plan = make_plan(request, spec, size=(96, 64), device="cpu", weights=folder)
+    plan = make_plan(
+        request, spec, size=(96, 64), machine=this_machine(torch.device("cpu")), weights=folder
+    )
     return list(load_components(spec, plan, folder))
 
 

@@ -31,6 +31,7 @@ from osp_cli.models.adapter import FeatureAdapter
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.registry import find_model, model_specs
 from osp_cli.runtime import runner
+from osp_cli.runtime.devices import this_machine
 from osp_cli.runtime.loading import load_components, load_parts
 from osp_cli.runtime.planner import make_plan
 
@@ -115,7 +116,13 @@ def weights(tmp_path, monkeypatch):
 def load(request_for, weights):
     def load():
         request = request_for(model="released-tiny", dtype="float32")
-        plan = make_plan(request, request.spec, size=(32, 32), device="cpu", weights=weights)
+        plan = make_plan(
+            request,
+            request.spec,
+            size=(32, 32),
+            machine=this_machine(torch.device("cpu")),
+            weights=weights,
+        )
         *_, components = load_components(request.spec, plan, weights)
         return components
 
@@ -282,7 +289,13 @@ def test_that_holds_for_original_names_and_a_conditioner_loaded_alone(request_fo
     for path in (weights / "transformer").glob("*.safetensors"):
         save_file({"text_embedding.0.weight": torch.zeros(8, TEXT_DIM + 8)}, path)
     request = request_for(model="released-tiny", dtype="float32")
-    plan = make_plan(request, request.spec, size=(32, 32), device="cpu", weights=weights)
+    plan = make_plan(
+        request,
+        request.spec,
+        size=(32, 32),
+        machine=this_machine(torch.device("cpu")),
+        weights=weights,
+    )
     with pytest.raises(CheckpointError, match="width 24, the transformer there takes 32"):
         list(load_parts(request.spec, plan, weights, ["conditioner"]))
 

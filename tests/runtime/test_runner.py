@@ -47,7 +47,7 @@ from osp_cli.media.recipes import read_recipe
 from osp_cli.media.video import probe_video, read_video
 from osp_cli.models.autoencoder_linear import AutoencoderLinear
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
-from osp_cli.runtime import freezing, runner, settling
+from osp_cli.runtime import devices, freezing, runner, settling, stages
 from osp_cli.runtime.batch import run_batch
 from osp_cli.runtime.contact import run_contact
 from osp_cli.runtime.loading import PARTS, load_parts
@@ -261,6 +261,7 @@ def test_the_recipe_holds_everything_that_made_the_video(request_for, picture, t
     asked = request.recipe()
     assert recipe.keys() == asked.keys() | {"image_sha256", "weights_sha256"}
     settled = {"width": 96, "height": 64, "dtype": "float32"}
+    settled |= {"quant": "none", "vae_tiling": False, "attention": "sdpa"}
     assert {k: recipe[k] for k in asked} == {**asked, **settled}
     assert recipe["image_sha256"] == hashlib.sha256(picture.read_bytes()).hexdigest()
     folder = tiny_home / "models" / "tiny"
@@ -342,8 +343,8 @@ def fails_once(monkeypatch, target, error):
     [
         ((sinks, "write_video"), KeyboardInterrupt(), InterruptedRunError, "interrupted while"),
         ((sinks, "write_video"), WontFitError("no space"), WontFitError, "no space"),
-        ((runner, "decode_frames"), RuntimeError("bad kernel"), RuntimeFailureError, "bad kernel"),
-        ((runner, "decode_frames"), MemoryError(), WontFitError, "tiny ran out of memory"),
+        ((stages, "decode_frames"), RuntimeError("bad kernel"), RuntimeFailureError, "bad kernel"),
+        ((stages, "decode_frames"), WontFitError("too large"), WontFitError, "too large"),
     ],
     ids=["Ctrl-C", "full disk", "failed decode", "out of memory"],
 )
@@ -370,7 +371,7 @@ def test_after_sampling_nothing_is_lost(
 
 
 def test_latents_stay_where_another_file_is_made_of_them(request_for, away, monkeypatch):
-    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    fails_once(monkeypatch, (stages, "decode_frames"), WontFitError("too large"))
     with pytest.raises(WontFitError):
         list(run(request_for()))
     kept = Path("clip.latents.safetensors")
@@ -382,7 +383,7 @@ def test_latents_stay_where_another_file_is_made_of_them(request_for, away, monk
 def test_a_closed_pipe_removes_no_latents_that_the_user_named(
     request_for, away, own_weights, monkeypatch, named
 ):
-    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    fails_once(monkeypatch, (stages, "decode_frames"), WontFitError("too large"))
     with pytest.raises(WontFitError):
         list(run(request_for()))
     mine = Path("clip.latents.safetensors")
@@ -404,7 +405,7 @@ def test_latents_go_elsewhere_when_their_disk_is_full(request_for, away, own_wei
         return genuine(path, **settings)
 
     monkeypatch.setattr(freezing, "atomic_output", full_here)
-    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    fails_once(monkeypatch, (stages, "decode_frames"), WontFitError("too large"))
     with pytest.raises(WontFitError) as raised:
         list(run(request_for()))
     [kept] = raised.value.kept
@@ -416,7 +417,7 @@ def test_latents_go_elsewhere_when_their_disk_is_full(request_for, away, own_wei
 
 
 def test_work_of_another_clip_is_not_overwritten(request_for, away, monkeypatch):
-    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    fails_once(monkeypatch, (stages, "decode_frames"), WontFitError("too large"))
     with pytest.raises(WontFitError):
         list(run(request_for()))
     other = request_for(seed=2)
@@ -487,7 +488,7 @@ def test_what_differs_from_a_recipe_is_named(request_for, picture, own_weights):
 def test_weights_that_changed_since_the_latents_were_saved_are_named(
     request_for, own_weights, monkeypatch
 ):
-    fails_once(monkeypatch, (runner, "decode_frames"), MemoryError())
+    fails_once(monkeypatch, (stages, "decode_frames"), WontFitError("too large"))
     with pytest.raises(WontFitError):
         list(run(request_for()))
     (own_weights / "vae" / "extra.safetensors").write_bytes(save({"x": torch.zeros(1)}))
@@ -604,8 +605,10 @@ def test_a_closed_run_frees_its_models(request_for):
 def test_what_cannot_fit_is_refused_before_loading(
     request_for, away, monkeypatch, loading_is_a_mistake
 ):
-    monkeypatch.setattr(settling, "available_memory", lambda device: 1_000_000)
-    with pytest.raises(WontFitError, match=r"tiny needs about .* on cpu, 0\.0 GB are free") as no:
+    monkeypatch.setattr(devices, "available_memory", lambda device: 1_000_000)
+    with pytest.raises(
+        WontFitError, match=r"tiny needs about .* of cpu to .*, 0\.0 GB are free"
+    ) as no:
         list(run(request_for()))
     assert no.value.exit_code == 4
     assert left(away) == ["cat.png"]
@@ -628,7 +631,7 @@ def test_running_out_of_memory_is_said_with_a_way_out(request_for, away, monkeyp
     monkeypatch.setattr(FlashI2VTransformer3DModel, "forward", forward)
     with pytest.raises(WontFitError, match="tiny ran out of memory") as refused:
         list(run(request_for()))
-    assert refused.value.hint == "use fewer --frames or a smaller --size"
+    assert refused.value.hint == "use fewer --frames, a smaller --size, or --model osp-mini"
     assert refused.value.__cause__ is error
     assert left(away) == ["cat.png"]
 

@@ -38,6 +38,39 @@ def memory_limit() -> int | None:
     return min(limits, default=None)
 
 
+def usable_memory() -> int | None:
+    """Bytes that this process may still take: free ones, within the container's limit.
+
+    Returns:
+        None where the system tells neither.
+    """
+    found = [] if (free := free_memory()) is None else [free]
+    if not found and (total := total_memory()) is not None:
+        found = [total]
+    for limit, used in zip(
+        _limits("memory", "memory.max", "memory.limit_in_bytes"), _used_memory(), strict=False
+    ):
+        if limit.isdigit() and int(limit) < _NO_LIMIT:
+            found.append(max(0, int(limit) - used))
+    return min(found, default=None)
+
+
+def _used_memory() -> Iterator[int]:
+    """What each group has taken, without caches of files, in the order of `_limits`."""
+    for path in _limit_files("memory", "memory.max", "memory.limit_in_bytes"):
+        used = 0
+        for name in ("memory.current", "memory.usage_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):
+                used = int((path.parent / name).read_text())
+        with contextlib.suppress(OSError, ValueError):
+            for line in (path.parent / "memory.stat").read_text().splitlines():
+                key, _, value = line.partition(" ")
+                if key in ("inactive_file", "active_file"):
+                    # Given back as soon as somebody asks.
+                    used -= int(value)
+        yield max(0, used)
+
+
 def cpu_quota() -> float | None:
     """Cores' worth of time that the container or session allows; None where all may be used."""
     quotas = []
@@ -67,7 +100,14 @@ def _meminfo(key: str) -> int | None:
 
 
 def _limits(controller: str, name: str, old_name: str) -> Iterator[str]:
-    """Contents of a control group's file, for the own group and all around it.
+    """Contents of the files of `_limit_files`."""
+    for path in _limit_files(controller, name, old_name):
+        with contextlib.suppress(OSError):
+            yield path.read_text().strip()
+
+
+def _limit_files(controller: str, name: str, old_name: str) -> list[Path]:
+    """A control group's file that can be read, for the own group and all around it.
 
     Args:
         controller: as in `memory`.
@@ -85,6 +125,4 @@ def _limits(controller: str, name: str, old_name: str) -> Iterator[str]:
                     paths[_CGROUPS / folder / name] = None
                 elif controller in controllers.split(","):
                     paths[_CGROUPS / controller / folder / old_name] = None
-    for path in paths:
-        with contextlib.suppress(OSError):
-            yield path.read_text().strip()
+    return [path for path in paths if os.access(path, os.R_OK)]

@@ -1,0 +1,107 @@
+"""What a stage of a run needs beside weights: formulas of its largest intermediate results.
+
+The constants are those of the largest sum of live tensors, traced on the shapes of Wan 1.3B, Wan
+14B and their autoencoder at 448x256 to 1280x720 pixels and 1 to 81 frames; every formula lies above
+the trace by at most a tenth (`tests/benchmarks/activations.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from osp_cli.registry import ModelSpec
+from osp_cli.runtime.sizes import DTYPE_BYTES, TransformerShape
+
+# Queries, keys, values and their rotations, with the modulated hidden states in single precision;
+# and the two sides of the feed-forward layer with the hidden states around it. Per channel.
+_ATTENTION_BYTES = {2: 23.0, 4: 39.0}
+_FEED_FORWARD_BYTES = {2: 9.5, 4: 18.0}
+# The small model's passes are measured to need no more than this per token.
+_LEAST_BYTES_PER_TOKEN = 60_000
+# Wan's autoencoder in single precision, per pixel: encoding one frame, decoding one, and decoding
+# more of them, which grows them in time; a tile of 256 pixels needs as much, and its rows are kept.
+_WAN_ENCODE, _WAN_DECODE_ONE, _WAN_DECODE = 3_900, 7_000, 19_700
+_WAN_TILE_BYTES = 256 * 256 * 21_500
+_WAN_TILE_ROWS = 34
+# The small autoencoder's.
+_LINEAR_ENCODE = 200
+# The finished pictures: in single precision, while they are scaled, rounded and made bytes.
+_PICTURE_BYTES = 3 * 4 * 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """Bytes beside the weights, stage by stage.
+
+    Attributes:
+        condition: reading the prompt, and encoding the first frame.
+        sampling: one pass of the transformer, and what is kept from step to step.
+        decode: the whole clip in one piece.
+        decode_tiled: the same in tiles.
+    """
+
+    condition: int
+    sampling: int
+    decode: int
+    decode_tiled: int
+
+
+def activations(
+    spec: ModelSpec,
+    shape: TransformerShape | None,
+    *,
+    size: tuple[int, int],
+    num_frames: int,
+    tokens: int,
+    dtype: str,
+    passes_per_step: int,
+    cache: str,
+) -> Activations:
+    """What each stage of one clip needs.
+
+    Args:
+        spec: the card.
+        shape: of the transformer; None where nothing is known of it.
+        size: width, height in pixels.
+        num_frames: of the clip.
+        tokens: of the transformer's sequence.
+        dtype: that the transformer computes in.
+        passes_per_step: of the transformer.
+        cache: kind of the step cache; each keeps hidden states of every pass.
+    """
+    pixels = size[0] * size[1]
+    per_token = float(_LEAST_BYTES_PER_TOKEN)
+    kept = 0
+    if shape is not None:
+        width = DTYPE_BYTES[dtype]
+        per_token = max(
+            per_token,
+            _ATTENTION_BYTES[width] * shape.width,
+            2 * width * shape.ffn + _FEED_FORWARD_BYTES[width] * shape.width,
+        )
+        # The old ones stay until the step that makes the new ones is whole.
+        copies = {"none": 0, "fbcache": 4}.get(cache, 2)
+        kept = copies * passes_per_step * tokens * shape.width * width
+    cells = -(-pixels // spec.scale_factor_spatial**2)
+    latents = 4 * spec.latent_channels * cells * (1 + (num_frames - 1) // 4)
+    pictures = pixels * num_frames * _PICTURE_BYTES
+    sampling = int(tokens * per_token) + kept + 8 * latents
+    if spec.vae_class != "AutoencoderKLWan":
+        return Activations(
+            condition=pixels * _LINEAR_ENCODE,
+            sampling=sampling,
+            # On the host, what sampling took is not given back before the end.
+            decode=pictures + sampling,
+            decode_tiled=pictures + sampling,
+        )
+    whole = pixels * (_WAN_DECODE_ONE if num_frames == 1 else _WAN_DECODE)
+    # I2V cards encode the first frame with as many empty ones behind it.
+    encode = pixels * (_WAN_ENCODE * (5 if spec.pipeline == "wan-i2v" else 1))
+    return Activations(
+        condition=encode,
+        sampling=sampling,
+        decode=max(whole + pixels * num_frames * 12, pictures),
+        decode_tiled=max(
+            min(whole, _WAN_TILE_BYTES) + pixels * num_frames * _WAN_TILE_ROWS, pictures
+        ),
+    )

@@ -1,0 +1,154 @@
+"""How large the parts of a model are, told by the headers of their files or by the card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from osp_cli.registry import Architecture, ModelSpec
+from osp_cli.weight_headers import StoredTensor, stored_tensors, weight_files
+
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+# Parts as they are loaded, and the folders of each.
+FOLDERS = {
+    "transformer": ("transformer",),
+    "vae": ("vae",),
+    "conditioner": ("text_encoder", "adapter", "image_adapter"),
+    "image_encoder": ("image_encoder",),
+}
+_BLOCK = re.compile(r"(.*?\b(?:blocks|block|layers|layer)\.\d+)\.")
+# Blocks of an encoder whose card says only how many numbers it has.
+_TYPICAL_BLOCKS = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSize:
+    """One part.
+
+    Attributes:
+        parameters: numbers in it.
+        bytes: in memory, in the precision that it is computed in.
+        largest: of those, the largest block, which is what must be on the device at least.
+        outside: of those, what belongs to no block.
+        stored: bytes of its files.
+        lazy: the files hold what is computed with, so they are mapped and never copied on the host.
+    """
+
+    parameters: int
+    bytes: int
+    largest: int
+    outside: int
+    stored: int
+    lazy: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformerShape:
+    """What the cost of a pass depends on: see `Architecture`."""
+
+    layers: int
+    width: int
+    ffn: int
+
+
+def part_sizes(
+    spec: ModelSpec, folder: Path | None, dtypes: Mapping[str, str]
+) -> dict[str, PartSize]:
+    """Each part's size, by the names of `FOLDERS`.
+
+    Args:
+        spec: the card.
+        folder: of the weights; None where they are not installed, which leaves the card.
+        dtypes: that each part is computed in.
+    """
+    found = {}
+    for part, names in FOLDERS.items():
+        dtype = dtypes.get(part, "float32")
+        if folder is not None:
+            size = _from_files([folder / name for name in names if name in spec.parts], dtype)
+        else:
+            size = _from_card(spec.architecture, names, part, dtype)
+        if size is not None:
+            found[part] = size
+    return found
+
+
+def transformer_shape(spec: ModelSpec, folder: Path | None) -> TransformerShape | None:
+    """Layers and widths of the transformer, from its files, else the card; None where unknown."""
+    if folder is not None:
+        try:
+            return _shape_of_files(folder / "transformer")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # damage is the business of whoever loads it
+    card = spec.architecture
+    if card is None:
+        return None
+    return TransformerShape(layers=card.layers, width=card.width, ffn=card.ffn)
+
+
+def _shape_of_files(folder: Path) -> TransformerShape:
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    heads = config.get("num_attention_heads") or config.get("num_heads")
+    width = config.get("dim") or heads * config["attention_head_dim"]
+    return TransformerShape(
+        layers=int(config["num_layers"]), width=int(width), ffn=int(config["ffn_dim"])
+    )
+
+
+def _from_files(folders: Iterable[Path], dtype: str) -> PartSize | None:
+    tensors: list[StoredTensor] = []
+    stored = 0
+    for folder in folders:
+        for path in (*weight_files(folder), *folder.glob("*.gguf")):
+            stored += path.stat().st_size
+            try:
+                tensors += stored_tensors(path) if path.suffix == ".safetensors" else ()
+            except ValueError:
+                continue  # its bytes count; damage is the business of whoever loads it
+    if not stored:
+        return None
+    if not tensors:
+        # Quantised in a format of its own: it takes in memory what it takes on the disk.
+        return _even(stored, stored, stored, _TYPICAL_BLOCKS)
+    blocks: Counter[str] = Counter()
+    for tensor in tensors:
+        match = _BLOCK.match(tensor.name)
+        blocks[match[1] if match else ""] += _bytes_of(tensor, dtype)
+    outside = blocks.pop("", 0)
+    as_stored = sum(tensor.bytes for tensor in tensors if tensor.dtype == dtype)
+    return PartSize(
+        parameters=sum(tensor.count for tensor in tensors),
+        bytes=outside + blocks.total(),
+        largest=max(blocks.values(), default=outside),
+        outside=outside,
+        stored=stored,
+        # A few layers are kept in another precision on purpose.
+        lazy=as_stored > 0.9 * sum(tensor.bytes for tensor in tensors),
+    )
+
+
+def _bytes_of(tensor: StoredTensor, dtype: str) -> int:
+    return tensor.count * DTYPE_BYTES[dtype] if tensor.is_floating else tensor.bytes
+
+
+def _from_card(
+    card: Architecture | None, names: Iterable[str], part: str, dtype: str
+) -> PartSize | None:
+    if card is None:
+        return None
+    count = sum(card.parameters.get(name, 0) for name in names)
+    if not count:
+        return None
+    size = count * DTYPE_BYTES[dtype]
+    return _even(count, size, size, card.layers if part == "transformer" else _TYPICAL_BLOCKS)
+
+
+def _even(parameters: int, size: int, stored: int, blocks: int) -> PartSize:
+    """A part of which only the whole is known; one block more stands for what is outside."""
+    block = size // (blocks + 1)
+    return PartSize(parameters=parameters, bytes=size, largest=block, outside=block, stored=stored)
