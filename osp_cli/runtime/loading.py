@@ -18,6 +18,7 @@ from osp_cli.conditioning.base import Conditioner
 from osp_cli.errors import CheckpointError, RuntimeFailureError, WeightsMissingError
 from osp_cli.events import Loaded
 from osp_cli.models.adapter import FeatureAdapter
+from osp_cli.models.gguf import gguf_file, load_gguf
 from osp_cli.models.state_dict import (
     fill,
     load_adapter,
@@ -116,7 +117,11 @@ def _ready(transformer: Any, plan: Plan, device: torch.device) -> Any:
 
 
 def _load_transformer(spec: ModelSpec, plan: Plan, folder: Path) -> FlashI2VTransformer3DModel:
-    transformer = load_transformer(folder / "transformer", dtype=_DTYPES[plan.dtype])
+    dtype = _DTYPES[plan.dtype]
+    if (file := gguf_file(folder / "transformer")) is not None:
+        transformer = load_gguf(FlashI2VTransformer3DModel, file, dtype=dtype)
+    else:
+        transformer = load_transformer(folder / "transformer", dtype=dtype)
     if transformer.config.in_channels != spec.latent_channels:
         raise CheckpointError(
             f"the transformer in {folder} takes {transformer.config.in_channels} latent channels, "

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from osp_cli.errors import InvalidRequestError
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.requests import GenerateRequest
@@ -49,6 +50,7 @@ def make_plan(
     tokens = latent_frames * (height // cell) * (width // cell)
     dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
     sizes = part_sizes(spec, weights, {**spec.dtypes, "transformer": dtype})
+    _check_format(request, sizes)
     shape = transformer_shape(spec, weights)
     passes_per_step = len(request.prompts) + (request.guidance_scale > 1)
     passes = request.num_inference_steps * passes_per_step
@@ -92,6 +94,23 @@ def make_plan(
         operations=work.operations,
     )
     return _with_strategy(plan, choose(work, machine, request, below))
+
+
+def _check_format(request: GenerateRequest, sizes: Mapping[str, PartSize]) -> None:
+    """Refuses a kind of weights that the installed files are not, and cannot be made."""
+    is_gguf = "transformer" in sizes and sizes["transformer"].gguf
+    if is_gguf and request.quant not in ("auto", "gguf"):
+        raise InvalidRequestError(
+            f"the installed weights of {request.model} are GGUF, --quant {request.quant} needs "
+            "others",
+            hint="leave --quant out",
+        )
+    if request.quant == "gguf" and not is_gguf:
+        raise InvalidRequestError(
+            f"the installed weights of {request.model} are not GGUF",
+            hint=f"osp download {request.model} --local FILE.gguf installs such a file, "
+            "or use --quant fp8",
+        )
 
 
 def _with_strategy(plan: Plan, strategy: Strategy) -> Plan:

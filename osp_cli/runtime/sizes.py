@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from osp_cli.registry import Architecture, ModelSpec
@@ -37,6 +37,7 @@ class PartSize:
         outside: of those, what belongs to no block.
         stored: bytes of its files.
         lazy: the files hold what is computed with, so they are mapped and never copied on the host.
+        gguf: the files are quantised in that format.
     """
 
     parameters: int
@@ -45,6 +46,7 @@ class PartSize:
     outside: int
     stored: int
     lazy: bool = True
+    gguf: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,19 +104,20 @@ def _shape_of_files(folder: Path) -> TransformerShape:
 
 def _from_files(folders: Iterable[Path], dtype: str) -> PartSize | None:
     tensors: list[StoredTensor] = []
-    stored = 0
+    stored, is_gguf = 0, False
     for folder in folders:
         for path in (*weight_files(folder), *folder.glob("*.gguf")):
             stored += path.stat().st_size
+            is_gguf |= path.suffix == ".gguf"
             try:
-                tensors += stored_tensors(path) if path.suffix == ".safetensors" else ()
+                tensors += () if is_gguf else stored_tensors(path)
             except ValueError:
                 continue  # its bytes count; damage is the business of whoever loads it
     if not stored:
         return None
     if not tensors:
-        # Quantised in a format of its own: it takes in memory what it takes on the disk.
-        return _even(stored, stored, stored, _TYPICAL_BLOCKS)
+        # It takes in memory what it takes on the disk; a byte a number is near enough.
+        return replace(_even(stored, stored, stored, _TYPICAL_BLOCKS), lazy=False, gguf=is_gguf)
     blocks: Counter[str] = Counter()
     for tensor in tensors:
         match = _BLOCK.match(tensor.name)

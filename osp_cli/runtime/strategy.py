@@ -165,7 +165,9 @@ def _ways(work: Work, machine: Machine, request: GenerateRequest) -> Iterator[St
             else ["none", "model", "group", "disk"]
         )
     quants = [request.quant]
-    if request.quant == "auto":
+    if request.quant == "auto" and work.sizes.get("transformer", _NOTHING).gguf:
+        quants = ["gguf"]
+    elif request.quant == "auto":
         # Made for the speed of the CPU's cache it is not; no Apple GPU knows its type.
         quants = ["none", "fp8"] if machine.kind == "cuda" else ["none"]
     tilings = [False, True] if request.vae_tiling is None else [request.vae_tiling]
