@@ -46,6 +46,7 @@ _osp_takes_value() {
             'generate --cutoff' | \
             'generate --shift' | \
             'generate --sampler' | \
+            'generate --lora' | 'generate -l' | \
             'generate --cache' | \
             'generate --cache-start' | \
             'generate --preview' | \
@@ -63,7 +64,8 @@ _osp_takes_value() {
             'generate --config' | \
             'bench --photos' | \
             'bench --out' | \
-            'bench --weights') return 0 ;;
+            'bench --weights' | \
+            'models inspect --model' | 'models inspect -m') return 0 ;;
     esac
     return 1
 }
@@ -74,6 +76,7 @@ _osp_values() {
         'generate --style' | 'generate -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' ;;
         'generate --output' | 'generate -o') _osp_files "$3" '*' ;;
         'generate --sampler') _osp_words "$3" 'euler' 'unipc' ;;
+        'generate --lora' | 'generate -l') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
         'generate --cache') _osp_words "$3" 'none' 'teacache' 'fbcache' 'magcache' ;;
         'generate --preview') _osp_words "$3" 'none' 'latent' 'contact' ;;
         'generate --from') _osp_files "$3" '*.[mM][pP]4' '*.[jJ][sS][oO][nN]' '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
@@ -88,6 +91,7 @@ _osp_values() {
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
         'bench --weights') _osp_files "$3" '*' ;;
+        'models inspect --model' | 'models inspect -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
     esac
 }
 
@@ -95,14 +99,23 @@ _osp_values() {
 _osp_options() {
     case $1 in
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
-        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--max-vram' '--max-ram' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--max-vram' '--max-ram' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
-        'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'bench') _osp_words "$2" '--quick' '--photos' '--out' '--weights' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'completion') _osp_words "$2" '--debug' '--help' '-h' ;;
         'schema') _osp_words "$2" '--debug' '--help' '-h' ;;
+        'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'models inspect') _osp_words "$2" '--model' '-m' '--json' '--debug' '--help' '-h' ;;
     esac
+}
+
+# Whether there is a command $2 inside the command $1.
+_osp_has_inside() {
+    case "$1 $2" in
+        'models inspect') return 0 ;;
+    esac
+    return 1
 }
 
 # The values, beginning with $3, of argument number $2 of the command $1.
@@ -112,7 +125,9 @@ _osp_arguments() {
         'bench 0') _osp_words "$3" 'mini' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
-        ' 0') _osp_words "$3" 'generate' 'styles' 'models' 'doctor' 'bench' 'completion' 'schema' ;;
+        'models inspect 0') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
+        ' 0') _osp_words "$3" 'generate' 'styles' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
+        'models 0') _osp_words "$3" 'inspect' ;;
     esac
 }
 
@@ -142,6 +157,8 @@ _osp() {
             if _osp_takes_value "$command" "$word"; then waiting=$word; fi
         elif [[ -z $command ]]; then
             command=$word
+        elif [[ $place == 0 ]] && _osp_has_inside "$command" "$word"; then
+            command="$command $word"
         else
             place=$((place + 1))
         fi

@@ -24,6 +24,8 @@ function __osp_place
         'generate --cutoff' \
         'generate --shift' \
         'generate --sampler' \
+        'generate --lora' \
+        'generate -l' \
         'generate --cache' \
         'generate --cache-start' \
         'generate --preview' \
@@ -43,7 +45,10 @@ function __osp_place
         'generate --config' \
         'bench --photos' \
         'bench --out' \
-        'bench --weights'
+        'bench --weights' \
+        'models inspect --model' \
+        'models inspect -m'
+    set -l nested 'models inspect'
     set -l words (commandline -opc)
     set -e words[1]
     set -l inside osp
@@ -57,8 +62,10 @@ function __osp_place
             set ended 1
         else if test $ended = 0; and string match -q -r -- '^-.' $word
             contains -- "$inside $word" $valued; and set waiting 1
-        else if test $inside = osp
+        else if test "$inside" = osp
             set inside $word
+        else if test $place = 0; and contains -- "$inside $word" $nested
+            set inside "$inside $word"
         else
             set place (math $place + 1)
         end
@@ -225,6 +232,8 @@ complete -c osp -n '__osp_in generate' -s 'g' -r -f -d 'How strongly the prompt 
 complete -c osp -n '__osp_in generate' -l 'cutoff' -r -f -d '0 to 1: how little of the picture\'s detail leads, or a ramp [0.1]'
 complete -c osp -n '__osp_in generate' -l 'shift' -r -f -d 'More means more time on the layout, less on detail [the model\'s]'
 complete -c osp -n '__osp_in generate' -l 'sampler' -r -f -a '(__osp_values_sampler)' -d 'euler or unipc [the model\'s]'
+complete -c osp -n '__osp_in generate' -l 'lora' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
+complete -c osp -n '__osp_in generate' -s 'l' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
 complete -c osp -n '__osp_in generate' -l 'cache' -r -f -a '(__osp_values_cache)' -d 'none, teacache, fbcache or magcache: skip steps that change little [the model\'s]'
 complete -c osp -n '__osp_in generate' -l 'cache-start' -r -f -d 'Steps at the start that teacache and magcache always compute [the model\'s]'
 complete -c osp -n '__osp_in generate' -l 'preview' -r -f -a '(__osp_values_preview)' -d 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
@@ -264,11 +273,6 @@ complete -c osp -n '__osp_in styles' -l 'json' -d 'One JSON object per line on s
 complete -c osp -n '__osp_in styles' -l 'debug' -d 'Show a traceback with an error'
 complete -c osp -n '__osp_in styles' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in styles' -s 'h' -d 'Show this message and exit'
-complete -c osp -n '__osp_at osp 0' -a 'models' -d 'List the models and where their weights are, or would go'
-complete -c osp -n '__osp_in models' -l 'json' -d 'One JSON object per line on stdout'
-complete -c osp -n '__osp_in models' -l 'debug' -d 'Show a traceback with an error'
-complete -c osp -n '__osp_in models' -l 'help' -d 'Show this message and exit'
-complete -c osp -n '__osp_in models' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at osp 0' -a 'doctor' -d 'Look at this machine, and tell what would run on it'
 complete -c osp -n '__osp_in doctor' -l 'json' -d 'One JSON object per line on stdout'
 complete -c osp -n '__osp_in doctor' -l 'debug' -d 'Show a traceback with an error'
@@ -296,3 +300,16 @@ complete -c osp -n '__osp_in schema' -l 'debug' -d 'Show a traceback with an err
 complete -c osp -n '__osp_in schema' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in schema' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at schema 0' -f -a '(__osp_values_document)'
+complete -c osp -n '__osp_at osp 0' -a 'models' -d 'List the models and where their weights are, or would go'
+complete -c osp -n '__osp_in models' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in models' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in models' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in models' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at models 0' -a 'inspect' -d 'Tell what is in a file of weights: a LoRA\'s layout, rank, strength and what it fits'
+complete -c osp -n '__osp_in \'models inspect\'' -l 'model' -r -f -a '(__osp_values_model)' -d 'Hold it against one of `osp models`'
+complete -c osp -n '__osp_in \'models inspect\'' -s 'm' -r -f -a '(__osp_values_model)' -d 'Hold it against one of `osp models`'
+complete -c osp -n '__osp_in \'models inspect\'' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in \'models inspect\'' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in \'models inspect\'' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in \'models inspect\'' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at \'models inspect\' 0' -f -a '(__osp_files \'\\\\.(?:safetensors)\')'

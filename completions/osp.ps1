@@ -36,6 +36,8 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'generate' '--cutoff' 'cutoff' '0 to 1: how little of the picture''s detail leads, or a ramp [0.1]'
         row 'generate' '--shift' 'shift' 'More means more time on the layout, less on detail [the model''s]'
         row 'generate' '--sampler' 'sampler' 'euler or unipc [the model''s]'
+        row 'generate' '--lora' 'lora' 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
+        row 'generate' '-l' 'lora' 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
         row 'generate' '--cache' 'cache' 'none, teacache, fbcache or magcache: skip steps that change little [the model''s]'
         row 'generate' '--cache-start' 'cache-start' 'Steps at the start that teacache and magcache always compute [the model''s]'
         row 'generate' '--preview' 'preview' 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
@@ -73,10 +75,6 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'styles' '--debug' '' 'Show a traceback with an error'
         row 'styles' '--help' '' 'Show this message and exit'
         row 'styles' '-h' '' 'Show this message and exit'
-        row 'models' '--json' '' 'One JSON object per line on stdout'
-        row 'models' '--debug' '' 'Show a traceback with an error'
-        row 'models' '--help' '' 'Show this message and exit'
-        row 'models' '-h' '' 'Show this message and exit'
         row 'doctor' '--json' '' 'One JSON object per line on stdout'
         row 'doctor' '--debug' '' 'Show a traceback with an error'
         row 'doctor' '--help' '' 'Show this message and exit'
@@ -97,6 +95,16 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'schema' '--debug' '' 'Show a traceback with an error'
         row 'schema' '--help' '' 'Show this message and exit'
         row 'schema' '-h' '' 'Show this message and exit'
+        row 'models' '--json' '' 'One JSON object per line on stdout'
+        row 'models' '--debug' '' 'Show a traceback with an error'
+        row 'models' '--help' '' 'Show this message and exit'
+        row 'models' '-h' '' 'Show this message and exit'
+        row 'models inspect' '--model' 'model' 'Hold it against one of `osp models`'
+        row 'models inspect' '-m' 'model' 'Hold it against one of `osp models`'
+        row 'models inspect' '--json' '' 'One JSON object per line on stdout'
+        row 'models inspect' '--debug' '' 'Show a traceback with an error'
+        row 'models inspect' '--help' '' 'Show this message and exit'
+        row 'models inspect' '-h' '' 'Show this message and exit'
     )
     # Command, number of the argument and its kind.
     $arguments = @(
@@ -105,17 +113,22 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'bench' '0' 'subject' 'WHAT'
         row 'completion' '0' 'shell' 'SHELL'
         row 'schema' '0' 'document' 'DOCUMENT'
+        row 'models inspect' '0' 'files' 'FILE...'
         row '' '0' 'command' 'COMMAND'
+        row 'models' '0' 'command models' 'COMMAND'
     )
+    # Commands inside others, by their full names.
+    $nested = @('models inspect')
     # Kind, word and what it means.
     $words = @(
         row 'command' 'generate' '' 'Turn a picture into a video'
         row 'command' 'styles' '' 'List the styles'
-        row 'command' 'models' '' 'List the models and where their weights are, or would go'
         row 'command' 'doctor' '' 'Look at this machine, and tell what would run on it'
         row 'command' 'bench' '' 'Measure a model against what is promised of it'
         row 'command' 'completion' '' 'Print a script that lets a shell complete osp''s command lines'
         row 'command' 'schema' '' 'Print the JSON Schema of what osp writes'
+        row 'command' 'models' '' 'List the models and where their weights are, or would go'
+        row 'command models' 'inspect' '' 'Tell what is in a file of weights: a LoRA''s layout, rank, strength and what it fits'
         row 'attention' 'auto' '' 'auto'
         row 'attention' 'sdpa' '' 'sdpa'
         row 'attention' 'flash' '' 'flash'
@@ -179,9 +192,11 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
     # Kind, and the pattern of the files that are offered.
     $files = @(
         row 'config' '\.(toml)[''\"]?$' '' ''
+        row 'files' '\.(safetensors)[''\"]?$' '' ''
         row 'from' '\.(mp4|json|safetensors)[''\"]?$' '' ''
         row 'from-file' '\.(txt|jsonl|csv)[''\"]?$' '' ''
         row 'image' '\.(png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)[''\"]?$' '' ''
+        row 'lora' '\.(safetensors)[''\"]?$' '' ''
         row 'out' '' '' ''
         row 'output' '' '' ''
         row 'photos' '' '' ''
@@ -209,6 +224,8 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
             if ($option) { $waiting = $option.Kind }
         } elseif (-not $command) {
             $command = $word
+        } elseif (-not $place -and $nested -ccontains "$command $word") {
+            $command = "$command $word"
         } else {
             $place++
         }

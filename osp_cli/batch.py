@@ -151,8 +151,14 @@ def _flags(text: str, place: str) -> dict[str, object]:
             if found is None:
                 raise InvalidRequestError(f"{place}: --{name} has no value")
             value = found
-        values[name] = value
+        # Of most names the last one holds; each LoRA is one more, as on the command line.
+        several = canonical_name(name) == "lora"
+        values[name] = [*_listed(values.get(name)), value] if several else value
     return values
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
 
 
 def _json_rows(text: str, called: str) -> _Rows:

@@ -8,7 +8,7 @@ value makes sense is the request's business.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,8 @@ ALIASES = {
 }
 RANDOM_SEED = "random"
 MAX_SEEDS = 10_000
+# Stands for no LoRA at all, so that a flag can undo what a file asks for.
+NO_LORA = "none"
 CACHES = ("none", "teacache", "fbcache", "magcache")
 
 _MAX_DIGITS = 30
@@ -73,6 +75,25 @@ class MemorySize(int):
 
     def __str__(self) -> str:
         return f"{self // 10**9}.{self % 10**9:09d}".rstrip("0").rstrip(".") + "GB"
+
+
+class LoraChoice(NamedTuple):
+    """A LoRA by its path, or by the name it is installed under, and how strongly it counts."""
+
+    name: str
+    weight: float = 1.0
+
+    def __str__(self) -> str:
+        # A colon in the name would be read as the weight's.
+        plain = self.weight == 1 and ":" not in self.name
+        return self.name if plain else f"{self.name}:{number_text(self.weight)}"
+
+
+class Loras(tuple[LoraChoice, ...]):
+    """The LoRAs of a run, in the order in which they were asked for."""
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self)) or NO_LORA
 
 
 class Seeds(tuple[int, ...]):
@@ -202,6 +223,47 @@ def step_cache(text: str) -> StepCacheChoice:
         ) from None
 
 
+def lora(text: str) -> LoraChoice:
+    """Read `NAME`, `PATH` or either with a weight, as in `style.safetensors:0.5`."""
+    text = text.strip()
+    name, colon, weight = text.rpartition(":")
+    # The colon of a drive, or of the name of a file.
+    if colon and re.search(r"[\\/]|\.safetensors$", weight, re.IGNORECASE):
+        name, colon = "", ""
+    if not colon:
+        name, weight = text, "1"
+    try:
+        choice = LoraChoice(name.strip(), float(weight))
+    except ValueError:
+        raise InvalidRequestError(
+            f"--lora takes a number after the colon, got {text!r}", hint="--lora NAME:0.8"
+        ) from None
+    if not choice.name:
+        raise InvalidRequestError(
+            f"--lora takes a name or a file, got {text!r}", hint="--lora style.safetensors:0.8"
+        )
+    return choice
+
+
+def loras(text: str) -> Loras:
+    """Read several LoRAs, parted by commas, where only one text has room."""
+    return joined_loras(map(lora, text.split(",")))
+
+
+def joined_loras(choices: Iterable[LoraChoice]) -> Loras:
+    """The LoRAs together; `none`, on its own, is none of them.
+
+    Raises:
+        InvalidRequestError: `none` beside others.
+    """
+    found = Loras(choices)
+    if not any(choice.name == NO_LORA for choice in found):
+        return found
+    if len(found) > 1:
+        raise InvalidRequestError(f"--lora {NO_LORA} stands alone, got {found}")
+    return Loras()
+
+
 def dtype(text: str) -> str:
     """A precision by its torch name, also given as bf16, fp16 or fp32."""
     return _DTYPE_ALIASES.get(text, text)
@@ -293,6 +355,7 @@ DIALS: Mapping[str, Dial] = {
         Dial("cutoff", "cutoff", cutoff),
         Dial("seed", "seed", seeds),
         Dial("count", "count", whole_number("--count")),
+        Dial("lora", "loras", loras),
         Dial("cache", "cache", step_cache),
         Dial("cache-start", "cache_start", whole_number("--cache-start")),
         Dial("preview", "preview", _plain),
@@ -322,7 +385,11 @@ def read_value(name: str, value: object, origin: str) -> Any:
     Raises:
         InvalidRequestError: the value cannot be read; the message names the place.
     """
+    read = DIALS[name].read
     match value:
+        case list() if name == "lora" and all(isinstance(item, str) for item in value):
+            # One each, so that a file may have a comma in its name.
+            text, read = "", lambda _: joined_loras(map(lora, value))
         case int() if not isinstance(value, bool) and abs(value) >= 10**_MAX_DIGITS:
             # Too long even to be shown.
             raise InvalidRequestError(f"{origin}: {name} takes at most {_MAX_DIGITS} digits")
@@ -339,7 +406,7 @@ def read_value(name: str, value: object, origin: str) -> Any:
         case _:
             raise InvalidRequestError(f"{origin}: {name} takes one value, got {value!r}")
     try:
-        return DIALS[name].read(text)
+        return read(text)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{origin}: {error.message}", hint=error.hint) from None
 
@@ -350,4 +417,6 @@ def as_text(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return number_text(value)
+    if isinstance(value, list):
+        return ",".join(map(as_text, value))
     return str(value)

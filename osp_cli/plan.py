@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from osp_cli.dials import LoraChoice
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -43,6 +45,7 @@ class Plan:
         operations: multiplications and additions of all passes of the transformer, where its files
             tell.
         expected_seconds: of sampling and decoding, where the device's speed is known.
+        loras: that are added to the transformer.
         passes_per_step: how often each step runs the model: once for each style of a mixture, once
             for what they leave unstyled, once more with guidance.
     """
@@ -77,6 +80,7 @@ class Plan:
     expected_ram_bytes: int = 0
     device_bytes: int | None = None
     offload_bytes: int = 0
+    loras: tuple[LoraChoice, ...] = ()
 
     @property
     def frees_parts(self) -> bool:
@@ -85,4 +89,5 @@ class Plan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return {**asdict(self), "streamed": list(self.streamed)}
+        loras = list(map(str, self.loras))
+        return {**asdict(self), "streamed": list(self.streamed), "loras": loras}

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from osp_cli import __version__
-from osp_cli.dials import NO_CACHE, StepCacheChoice
+from osp_cli.dials import NO_CACHE, LoraChoice, StepCacheChoice
 from osp_cli.errors import InvalidRequestError
+from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, check_output_name, expand_output
 from osp_cli.registry import DTYPES, ModelSpec, find_model
 from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_style
@@ -27,6 +28,7 @@ QUANTS = ("auto", "none", "fp8", "int8", "nf4", "gguf")
 ATTENTIONS = ("auto", "sdpa", "flash", "sage")
 PREVIEWS = ("none", "latent", "contact")
 MAX_SEED = 2**63 - 1
+MAX_LORA_WEIGHT = 10
 STDIN = Path("-")
 
 
@@ -52,6 +54,8 @@ class GenerateRequest:
         guidance_scale: of classifier-free guidance; 1 and below switch it off.
         shift: of the sampler's sigmas, `s * l / (1 + (s - 1) * l)`.
         sampler: `euler` or `unipc`.
+        loras: what is added to the model, and how strongly: 1 as it was trained, less than 0 the
+            opposite of it. One of weight 0 does nothing and is left out.
         cache: the step cache and its threshold.
         cache_start: steps at the start of the clip that are always computed.
         cutoff: percentile of the Fourier filter at the first and at the last step.
@@ -98,6 +102,7 @@ class GenerateRequest:
     guidance_scale: float = 5.0
     shift: float = 7.0
     sampler: str = "euler"
+    loras: tuple[LoraChoice, ...] = ()
     cache: StepCacheChoice = NO_CACHE
     cache_start: int = 5
     cutoff: tuple[float, float] = (0.1, 0.1)
@@ -125,6 +130,7 @@ class GenerateRequest:
         object.__setattr__(self, "style", None if self.mix is None else str(self.mix))
         self._check_input(spec)
         self._check_dials()
+        self._check_loras()
         self._check_cache(spec)
         self._check_frames(spec)
         self._check_size(spec)
@@ -176,6 +182,10 @@ class GenerateRequest:
             "guidance_scale": self.guidance_scale,
             "shift": self.shift,
             "sampler": self.sampler,
+            "loras": [
+                {"file": name_in_recipe(choice.name), "weight": choice.weight}
+                for choice in self.loras
+            ],
             "cache": str(self.cache),
             "cache_start": self.cache_start,
             "cutoff": list(self.cutoff),
@@ -231,6 +241,18 @@ class GenerateRequest:
             raise InvalidRequestError(
                 f"unknown preview {self.preview!r}", hint=f"the previews are: {', '.join(PREVIEWS)}"
             )
+
+    def _check_loras(self) -> None:
+        for choice in self.loras:
+            # Written so that nan is refused.
+            if not -MAX_LORA_WEIGHT <= choice.weight <= MAX_LORA_WEIGHT:
+                raise InvalidRequestError(
+                    f"the weight of --lora must be -{MAX_LORA_WEIGHT} to {MAX_LORA_WEIGHT}, "
+                    f"got {choice}",
+                    hint=f"--lora {choice.name}:1 is as strong as it was trained",
+                )
+        used = tuple(choice for choice in self.loras if choice.weight)
+        object.__setattr__(self, "loras", used)
 
     def _check_cache(self, spec: ModelSpec) -> None:
         _check_range("--cache-start", self.cache_start, 0, 1000)

@@ -20,12 +20,15 @@ from osp_cli.dials import (
     MAX_SEEDS,
     NO_CACHE,
     RANDOM_SEED,
+    LoraChoice,
+    Loras,
     Seeds,
     Size,
     StepCacheChoice,
     step_cache,
 )
 from osp_cli.errors import InvalidRequestError
+from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path, names_folder
 from osp_cli.registry import ModelSpec, find_model
 from osp_cli.requests import GenerateRequest, check_fps, round_up_frames
@@ -53,6 +56,7 @@ PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "size": None,
     "seed": RANDOM_SEED,
     "count": None,
+    "loras": Loras(),
     "cache": NO_CACHE,
     "cache_start": 5,
     "preview": "none",
@@ -224,6 +228,14 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
         values["cutoff"] = tuple(_of_kind(float, part) for part in recipe["cutoff"])
         if len(values["cutoff"]) != 2:
             raise ValueError("cutoff holds two numbers")
+        values["loras"] = Loras(
+            LoraChoice(
+                # A recipe may come from anyone: it names a file, not a path.
+                name_in_recipe(_of_kind(str, entry["file"])),
+                _of_kind(float, entry["weight"]),
+            )
+            for entry in _of_kind(list, recipe.get("loras", []))
+        )
         values["cache"] = DIALS["cache"].read(_of_kind(str, recipe.get("cache", "none")))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InvalidRequestError(f"the recipe in {called} is damaged: {error}") from None

@@ -46,6 +46,18 @@ def load_conftest():
     return module
 
 
+def lora_file(width: int) -> bytes:
+    """A LoRA of rank 1 for one layer."""
+    number = 4 * width
+    layer = "transformer.blocks.0.attn1.to_q"
+    table = {
+        f"{layer}.lora_A.weight": {"shape": [1, width], "data_offsets": [0, number]},
+        f"{layer}.lora_B.weight": {"shape": [width, 1], "data_offsets": [number, 2 * number]},
+    }
+    head = json.dumps({name: {"dtype": "F32", **entry} for name, entry in table.items()}).encode()
+    return struct.pack("<Q", len(head)) + head + bytes(2 * number)
+
+
 def furnish(folder: Path) -> None:
     """The files that the command lines speak of, good and bad."""
     from PIL import Image
@@ -69,6 +81,11 @@ def furnish(folder: Path) -> None:
         "bad.json": json.dumps({**recipe, "seed": "x"}).encode(),
         "old.latents.safetensors": struct.pack("<Q", len(head)) + head,
         "bad.latents.safetensors": b"12345678901234567890",
+        # Of the built-in model's width, and of another's.
+        "good.safetensors": lora_file(544),
+        "other.safetensors": lora_file(64),
+        "bad.safetensors": lora_file(544)[:-1],
+        "x.pt": b"pickled",
         "good.txt": b"a cat\na dog --style ink --seed 1-2\n",
         "mixed.txt": b"a cat\na dog --steps many\na cow --image none.png\n",
         "bad.txt": b"a --steps 0\nb --stile ink\n",

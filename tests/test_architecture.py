@@ -39,6 +39,7 @@ FLOORS = [
         "outputs",
         "stopping",
         "style_mix",
+        "loras",
     },
     {"__init__"},
 ]
@@ -144,6 +145,8 @@ def test_help_loads_nothing_heavy(tmp_path):
         (2, ["generate", "cat.png", "--cutoff", "1.5"]),
         (2, ["generate", "cat.png", "--style", "nothing"]),
         (2, ["generate", "missing.png"]),
+        (2, ["generate", "cat.png", "--lora", "missing.safetensors"]),
+        (2, ["generate", "cat.png", "--lora", "cat.png"]),
         (2, ["generate", "cat.png", "-o", "taken.mp4"]),
         (2, ["generate", "cat.png", "--stile", "ink"]),
         (3, ["generate", "cat.png", "--model", "uniworld-osp2-14b"]),

@@ -14,6 +14,8 @@ from osp_cli.dials import (
     DIALS,
     MAX_SEEDS,
     RANDOM_SEED,
+    LoraChoice,
+    Loras,
     MemorySize,
     Ramp,
     Seeds,
@@ -21,6 +23,7 @@ from osp_cli.dials import (
     StepCacheChoice,
     as_text,
     canonical_name,
+    lora,
     number_text,
     prompt_text,
     read_value,
@@ -55,6 +58,11 @@ VALUES = {
         st.builds(StepCacheChoice, st.sampled_from(CACHES[1:]), st.none() | positive),
     ),
     "cache-start": whole,
+    "lora": st.lists(
+        st.builds(LoraChoice, st.from_regex(r"[\w.:/\\ -]*\w", fullmatch=True), finite), max_size=3
+    )
+    .filter(lambda choices: not any(choice.name == "none" for choice in choices))
+    .map(Loras),
     "preview": line,
     "metadata": st.booleans(),
     "model": line,
@@ -129,6 +137,14 @@ def test_any_value_of_a_file_is_read_or_refused(name, value):
         ("metadata", 1, True),
         ("dtype", "bf16", "bfloat16"),
         ("cache", "TeaCache:0.25", StepCacheChoice("teacache", 0.25)),
+        (
+            "lora",
+            "a:0.5, b.safetensors",
+            Loras([LoraChoice("a", 0.5), LoraChoice("b.safetensors")]),
+        ),
+        ("lora", ["a,b:2"], Loras([LoraChoice("a,b", 2.0)])),
+        ("lora", [], Loras()),
+        ("lora", "none", Loras()),
     ],
 )
 def test_values_of_files(name, value, read):
@@ -155,12 +171,46 @@ def test_values_of_files(name, value, read):
         ("metadata", 2),
         ("cache", "teacache:"),
         ("cache", "none:0.1"),
+        ("lora", ["a", 1]),
+        ("lora", {"a": 1}),
+        ("lora", "a,,b"),
+        ("lora", "a,none"),
+        ("lora", ["a", "none"]),
+        ("lora", ""),
         ("cache", "turbo"),
     ],
 )
 def test_wrong_kinds_of_values(name, value):
     with pytest.raises(InvalidRequestError, match=r"^here: "):
         read_value(name, value, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("style", ("style", 1.0)),
+        (" style : -0.5 ", ("style", -0.5)),
+        ("a/b.safetensors", ("a/b.safetensors", 1.0)),
+        ("a/b.safetensors:.5", ("a/b.safetensors", 0.5)),
+        (r"C:\loras\x.safetensors", (r"C:\loras\x.safetensors", 1.0)),
+        (r"C:\loras\x.safetensors:0.5", (r"C:\loras\x.safetensors", 0.5)),
+        ("C:x.SafeTensors", ("C:x.SafeTensors", 1.0)),
+        ("D:/loras/x:2", ("D:/loras/x", 2.0)),
+        ("~/x.safetensors:1e-1", ("~/x.safetensors", 0.1)),
+        ("a:b/c", ("a:b/c", 1.0)),
+        ("a:1:2", ("a:1", 2.0)),
+    ],
+)
+def test_loras(text, read):
+    assert lora(text) == read
+    # As it is written again, whatever colons are in it.
+    assert lora(str(lora(text))) == read
+
+
+@pytest.mark.parametrize("text", ["", " ", ":", ":0.5", "a:", "a:b", "a:0.5x", "a:0,5"])
+def test_loras_that_make_no_sense(text):
+    with pytest.raises(InvalidRequestError, match=r"^--lora takes a"):
+        lora(text)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ GOOD = {
     "--sampler": ["euler", "unipc"],
     "--cache": ["none", "fbcache", "fbcache:0.3"],
     "--cache-start": ["0", "5"],
+    "--lora": ["none", "good.safetensors", "./good.safetensors:-0.5", "gone.safetensors:0"],
     "--preview": ["none", "latent", "contact"],
     "--pick": ["7", "2"],
     "--from": ["good.json", "old.latents.safetensors"],
@@ -69,6 +70,10 @@ BAD = {
     "--sampler": ["magic"],
     "--cache": ["turbo", "none:1", "fbcache:", "fbcache:nan", "fbcache:-1", "teacache"],
     "--cache-start": ["-1", "1001", "x"],
+    "--lora": [
+        *("nothing", "bad.safetensors", "cat.png", "videos", "", "a" * 300, "x:y", "\udcff"),
+        *("good.safetensors:11", "good.safetensors:nan", "other.safetensors", "x.pt"),
+    ],
     "--preview": ["film"],
     "--pick": ["-1", "x", "9" * 25],
     "--from": ["none.mp4", "cat.png", "bad.json", "bad.latents.safetensors", "videos", "a" * 300],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osp_cli.dials import StepCacheChoice
+from osp_cli.dials import LoraChoice, StepCacheChoice
 from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import find_model
 from osp_cli.requests import GenerateRequest, round_up_frames
@@ -156,6 +156,7 @@ def test_recipe_covers_every_field_that_changes_the_video(field):
         "vae_tiling": True,
         "compile": True,
         "attention": "sdpa",
+        "loras": (LoraChoice("folder/style.safetensors", 0.5),),
     }
     if field in ("width", "height"):
         changed = request(width=448, height=256)

@@ -13,6 +13,7 @@ import typer
 from osp_cli import __version__
 from osp_cli.cli import bench, completion, console, doctor
 from osp_cli.cli.generate import EXAMPLES, generate
+from osp_cli.cli.models import EXAMPLES as MODELS_EXAMPLES
 from osp_cli.cli.models import models
 from osp_cli.cli.schema import schema
 from osp_cli.cli.styles import styles
@@ -34,7 +35,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXAMPLES)(generate)
 app.command()(styles)
-app.command()(models)
+app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=completion.EXAMPLES)(completion.completion)

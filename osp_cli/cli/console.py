@@ -119,6 +119,16 @@ def write_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     Console(highlight=False, markup=False).print(table)
 
 
+def write_row(name: str, text: str) -> None:
+    """Write a name and its text to a terminal's stdout; the text's further lines stand below it."""
+    import textwrap
+
+    room = max(columns() - len(name), 20)
+    lines = textwrap.wrap(visible(text), room, break_on_hyphens=False) or [""]
+    for number, line in enumerate(lines):
+        write_line((" " * len(name) if number else name) + line)
+
+
 def _write_stderr(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,10 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command; the one without a name is `osp` itself."""
+    """One command; the one without a name is `osp` itself.
+
+    One inside another has both names, parted by a space: `models inspect`.
+    """
 
     name: str
     help: str
@@ -97,6 +100,7 @@ def known_values() -> Mapping[str, Values]:
             )
         ),
         "model": Values(words=tuple((m.name, m.description) for m in model_specs().values())),
+        "lora": Values(files=True, suffixes=("safetensors",)),
         "device": _plain(DEVICES),
         "dtype": _plain(("auto", *DTYPES)),
         "sampler": _plain(SAMPLERS),
@@ -109,6 +113,7 @@ def known_values() -> Mapping[str, Values]:
         "document": Values(words=tuple(DOCUMENTS.items())),
         "subject": Values(words=tuple(SUBJECTS.items())),
         **dict.fromkeys(("photos", "out", "weights"), Values(files=True)),
+        "files": Values(files=True, suffixes=("safetensors",)),
     }
 
 
@@ -120,14 +125,19 @@ def describe(group: Any) -> tuple[Command, ...]:
     """
     # Typer keeps the class of commands to itself; contexts and their attributes are public.
     root = typer.Context(group, info_name="osp", **group.context_settings)
-    commands = [_describe("", group, root)]
-    for name, command in group.commands.items():
+    return (_describe("", group, root), *_inside("", group, root))
+
+
+def _inside(outer: str, group: Any, parent: typer.Context) -> Iterator[Command]:
+    """The commands of a group, each before those inside it."""
+    for name, command in getattr(group, "commands", {}).items():
         if not command.hidden:
             context = typer.Context(
-                command, parent=root, info_name=name, **command.context_settings
+                command, parent=parent, info_name=name, **command.context_settings
             )
-            commands.append(_describe(name, command, context))
-    return tuple(commands)
+            full = f"{outer} {name}".strip()
+            yield _describe(full, command, context)
+            yield from _inside(full, command, context)
 
 
 def _describe(name: str, command: Any, context: typer.Context) -> Command:

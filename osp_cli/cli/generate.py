@@ -33,6 +33,7 @@ Examples:
   osp generate photo.jpg "snow falls" --style ghibli --seed 1-4
   osp generate photo.jpg @prompt.txt -s ink -o ink.gif -y
   osp generate photo.jpg "zoom in" --style ghibli:0.3+oil:0.5
+  osp generate photo.jpg "zoom in" --lora style.safetensors:0.8
   osp generate --from clip.mp4 --style oil
   osp generate photo.jpg --from-file prompts.txt -o videos/
   curl -s URL | osp generate - "zoom in" -o - | ffplay -
@@ -60,6 +61,7 @@ def generate(
     cutoff: opt.CutoffOpt = None,
     shift: opt.ShiftOpt = None,
     sampler: opt.SamplerOpt = None,
+    lora: opt.LoraOpt = None,
     cache: opt.CacheOpt = None,
     cache_start: opt.CacheStartOpt = None,
     preview: opt.PreviewOpt = None,
@@ -90,6 +92,7 @@ def generate(
     # Here, as `osp --help` needs none of it.
     from osp_cli.cli.intake import Call, gather
     from osp_cli.config import stored_layers
+    from osp_cli.dials import joined_loras
 
     if quiet and verbose:
         raise InvalidRequestError("--quiet and --verbose exclude each other")
@@ -111,6 +114,7 @@ def generate(
             "guidance_scale": cfg,
             "shift": shift,
             "sampler": sampler,
+            "loras": joined_loras(lora) if lora else None,
             "cutoff": cutoff,
             "seed": seed,
             "count": count,
@@ -240,6 +244,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
     from osp_cli.media.files import make_folder
     from osp_cli.media.image import decode_image, load_image
     from osp_cli.media.sinks import check_output
+    from osp_cli.runtime.adapters import check_loras
     from osp_cli.runtime.replay import refuse_unfinished
 
     try:
@@ -248,6 +253,8 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
         elif request.image is not None:
             load_image(request.image)
         request.spec.weights_dir()
+        if request.latents is None:
+            check_loras(request)
         folder = request.output.parent
         if request.makes_folder and not folder.exists():
             if not dry_run:

@@ -17,7 +17,7 @@ from typing import Any
 
 from osp_cli.batch import MAX_JOBS, Job, kind_of, read_file, read_jobs
 from osp_cli.config import Layer
-from osp_cli.dials import DIALS, Seeds, prompt_text
+from osp_cli.dials import DIALS, Loras, Seeds, prompt_text
 from osp_cli.errors import InvalidRequestError, OspError
 from osp_cli.outputs import BATCH_TEMPLATE, LATENTS_SUFFIX, STDOUT, latents_path, output_of_latents
 from osp_cli.requests import STDIN, GenerateRequest
@@ -153,7 +153,7 @@ def _settle_one(call: Call) -> Settled:
             f"{path} holds no recipe",
             hint="--from takes a video made by osp, its .json or a .latents.safetensors file",
         )
-    layer = recipe_layer(recipe, str(path))
+    layer = _with_loras_beside(recipe_layer(recipe, str(path)), path.parent)
     if path.name.endswith(LATENTS_SUFFIX):
         return _settle_latents(call, path, layer)
     image = call.image if call.image is not None else _picture_of(recipe, path, call)
@@ -167,6 +167,18 @@ def _settle_one(call: Call) -> Settled:
     )
     prompt = call.prompt if text is None else None
     return settle_generate(source, layers=[layer, *call.stored], prompt=prompt, **flags)
+
+
+def _with_loras_beside(layer: Layer, folder: Path) -> Layer:
+    """The recipe's LoRAs where they lie beside it; others are looked for by their names."""
+    loras = Loras(
+        choice._replace(name=str(folder / choice.name))
+        # Unlike the method of paths, this takes any text for a name.
+        if os.path.isfile(folder / choice.name)  # noqa: PTH113
+        else choice
+        for choice in layer.values["loras"]
+    )
+    return Layer(layer.origin, {**layer.values, "loras": loras}, layer.origins)
 
 
 def _settle_latents(call: Call, path: Path, layer: Layer) -> Settled:

@@ -1,19 +1,37 @@
-"""`osp models`: what `--model` takes, and which of them can run here."""
+"""`osp models`: what `--model` takes, and which of them can run here; and what is in a file."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from osp_cli.cli import console
 from osp_cli.cli.options import DebugOpt, JsonOpt
+from osp_cli.errors import OspError
 
 if TYPE_CHECKING:
     from osp_cli.registry import ModelSpec
+    from osp_cli.runtime.inspection import Inspected
+
+EXAMPLES = """\
+\b
+Examples:
+  osp models
+  osp models inspect style.safetensors
+  osp models inspect style.safetensors --model osp-mini
+  osp models inspect *.safetensors --json
+"""
+
+models = typer.Typer(rich_markup_mode=None)
 
 
-def models(as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
+@models.callback(invoke_without_command=True)
+def list_models(context: typer.Context, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
     """List the models and where their weights are, or would go."""
+    if context.invoked_subcommand is not None:
+        return
     from osp_cli.registry import model_specs, weights_home
 
     specs = model_specs().values()
@@ -53,3 +71,59 @@ def _state(spec: ModelSpec) -> str:
 
 def _place(spec: ModelSpec) -> str:
     return str(spec.find_weights() or spec.weights_places()[-1])
+
+
+@models.command(epilog=EXAMPLES)
+def inspect(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="LoRAs, by path or name, or other weights", show_default=False
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="Hold it against one of `osp models`"),
+    ] = None,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Tell what is in a file of weights: a LoRA's layout, rank, strength and what it fits."""
+    from osp_cli.registry import find_model
+
+    spec = None if model is None else find_model(model)
+    from osp_cli.runtime.inspection import inspect_file
+
+    errors: list[OspError] = []
+    for number, name in enumerate(files):
+        try:
+            found = inspect_file(name, spec)
+        except OspError as error:
+            if len(files) == 1:
+                raise
+            console.say_error(error.message, error.hint)
+            errors.append(error)
+            continue
+        if as_json:
+            console.write_json(found.as_json())
+        else:
+            _show(found, first=not number)
+    if errors:
+        raise type(errors[0])(f"{len(errors)} of {len(files)} files cannot be read")
+
+
+def _show(found: Inspected, *, first: bool) -> None:
+    """A block of lines on a terminal; elsewhere file, name and value, parted by tabs."""
+    from osp_cli.cli.showing import inspection_rows
+
+    rows = inspection_rows(found)
+    if not console.is_terminal(sys.stdout):
+        for name, text in rows:
+            console.write_line("\t".join((str(found.path), name, text)))
+        return
+    if not first:
+        console.write_line("")
+    console.write_line(str(found.path))
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        console.write_row(f"  {name:<{width}}  ", text)

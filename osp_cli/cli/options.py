@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from osp_cli.dials import (
+    LoraChoice,
     Ramp,
     Seeds,
     Size,
     StepCacheChoice,
     cutoff,
     dtype,
+    lora,
     memory,
     number,
     prompt_text,
@@ -158,6 +160,17 @@ CountOpt = Annotated[
         metavar="N",
         parser=whole_number("--count"),
         help="So many videos, with seeds one after the other [1]",
+    ),
+]
+LoraOpt = Annotated[
+    list[LoraChoice] | None,
+    typer.Option(
+        "--lora",
+        "-l",
+        metavar="FILE[:X]",
+        parser=lora,
+        help="A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them",
+        show_default=False,
     ),
 ]
 CacheOpt = Annotated[

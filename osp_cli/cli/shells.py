@@ -70,6 +70,14 @@ _osp_options() {
     esac
 }
 
+# Whether there is a command $2 inside the command $1.
+_osp_has_inside() {
+    case "$1 $2" in
+        @INSIDE@) return 0 ;;
+    esac
+    return 1
+}
+
 # The values, beginning with $3, of argument number $2 of the command $1.
 _osp_arguments() {
     case "$1 $2" in
@@ -103,6 +111,8 @@ _osp() {
             if _osp_takes_value "$command" "$word"; then waiting=$word; fi
         elif [[ -z $command ]]; then
             command=$word
+        elif [[ $place == 0 ]] && _osp_has_inside "$command" "$word"; then
+            command="$command $word"
         else
             place=$((place + 1))
         fi
@@ -168,6 +178,7 @@ _FISH = r"""@HEADER@
 # The command, osp for none yet, and how many arguments it has got.
 function __osp_place
     set -l valued @VALUED@
+    set -l nested @INSIDE@
     set -l words (commandline -opc)
     set -e words[1]
     set -l inside osp
@@ -181,8 +192,10 @@ function __osp_place
             set ended 1
         else if test $ended = 0; and string match -q -r -- '^-.' $word
             contains -- "$inside $word" $valued; and set waiting 1
-        else if test $inside = osp
+        else if test "$inside" = osp
             set inside $word
+        else if test $place = 0; and contains -- "$inside $word" $nested
+            set inside "$inside $word"
         else
             set place (math $place + 1)
         end
@@ -230,6 +243,8 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
     $arguments = @(
 @ARGUMENTS@
     )
+    # Commands inside others, by their full names.
+    $nested = @(@INSIDE@)
     # Kind, word and what it means.
     $words = @(
 @WORDS@
@@ -260,6 +275,8 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
             if ($option) { $waiting = $option.Kind }
         } elseif (-not $command) {
             $command = $word
+        } elseif (-not $place -and $nested -ccontains "$command $word") {
+            $command = "$command $word"
         } else {
             $place++
         }
@@ -325,12 +342,16 @@ def bash(commands: Sequence[Command], known: Known) -> str:
         for place, argument in enumerate(command.arguments):
             pattern = _quoted(f"{command.name} {place}")
             arguments += _bash_branch(pattern, known.get(argument.kind))
-    names = [command.name for command in commands if command.name]
-    arguments.append(f"        ' 0') {_bash_words('$3', names)} ;;")
+    for outer, inner in _inner(commands).items():
+        pattern = _quoted(f"{outer} 0")
+        names = [_last(command) for command in inner]
+        arguments.append(f"        {pattern}) {_bash_words('$3', names)} ;;")
     return _filled(
         _BASH,
         HEADER=_HEADER.format("bash 3.2 and later"),
         VALUED=" | \\\n            ".join(valued),
+        # The empty word is never asked for.
+        INSIDE=" | ".join(map(_quoted, _nested(commands) or [""])),
         VALUES="\n".join(values),
         OPTIONS="\n".join(options),
         ARGUMENTS="\n".join(arguments),
@@ -359,9 +380,12 @@ def _any_case(text: str) -> str:
 
 def zsh(commands: Sequence[Command], known: Known) -> str:
     """For zsh 5 and later, with all help texts."""
-    outer, *inner = commands
-    names = [(command.name, command.help) for command in inner]
-    functions = [_zsh_list("_osp_commands", "command", names)]
+    outer = commands[0]
+    inside = _inner(commands)
+    functions = [
+        _zsh_list(_zsh_commands(name), "command", [(_last(c), c.help) for c in inner])
+        for name, inner in inside.items()
+    ]
     functions += [
         _zsh_list(_zsh_name(kind), kind, values.words)
         if values.words
@@ -369,19 +393,7 @@ def zsh(commands: Sequence[Command], known: Known) -> str:
         for kind in _kinds(commands)
         if (values := known.get(kind)) is not None and (values.words or values.files)
     ]
-    branches = []
-    for command in inner:
-        specs = [spec for option in command.options for spec in _zsh_option(option, known)]
-        specs += [
-            f"{place}:{_zsh_part(argument.metavar)}:{_zsh_action(argument.kind, known)}"
-            for place, argument in enumerate(command.arguments, 1)
-        ]
-        lines = " \\\n                    ".join(map(_quoted, specs))
-        branches.append(
-            f"            {_quoted(command.name)})\n"
-            f"                _arguments -s -S \\\n                    {lines} && ret=0\n"
-            "                ;;"
-        )
+    branches = [_zsh_branch(command, inside, known, " " * 12) for command in inside[""]]
     outer_specs = [spec for option in outer.options for spec in _zsh_option(option, known)]
     return _filled(
         _ZSH,
@@ -390,6 +402,34 @@ def zsh(commands: Sequence[Command], known: Known) -> str:
         OUTER=" \\\n        ".join(map(_quoted, outer_specs)),
         BRANCHES="\n".join(branches),
     )
+
+
+def _zsh_branch(
+    command: Command, inside: Mapping[str, Sequence[Command]], known: Known, indent: str
+) -> str:
+    """The branch of a `case` that completes a command, and those inside it."""
+    specs = [spec for option in command.options for spec in _zsh_option(option, known)]
+    specs += [
+        f"{place}:{_zsh_part(argument.metavar)}:{_zsh_action(argument.kind, known)}"
+        for place, argument in enumerate(command.arguments, 1)
+    ]
+    inner = inside.get(command.name, ())
+    if inner:
+        specs += [f"1: :{_zsh_commands(command.name)}", "*:: :->inside"]
+    lines = f" \\\n{indent}        ".join(map(_quoted, specs))
+    start = f"_arguments {'-C ' if inner else ''}-s -S \\\n{indent}        "
+    branch = f"{indent}{_quoted(_last(command))})\n{indent}    {start}{lines} && ret=0\n"
+    if inner:
+        branches = "\n".join(_zsh_branch(each, inside, known, indent + " " * 12) for each in inner)
+        branch += (
+            f"{indent}    if [[ $state == inside ]]; then\n{indent}        case $words[1] in\n"
+            f"{branches}\n{indent}        esac\n{indent}    fi\n"
+        )
+    return f"{branch}{indent}    ;;"
+
+
+def _zsh_commands(outer: str) -> str:
+    return "_".join(["_osp_commands", *outer.split()])
 
 
 def _zsh_option(option: Option, known: Known) -> list[str]:
@@ -448,9 +488,10 @@ def fish(commands: Sequence[Command], known: Known) -> str:
     for command in commands:
         inside = command.name or "osp"
         if command.name:
-            at = _fish("__osp_at osp 0")
+            outer = command.name.rpartition(" ")[0] or "osp"
+            at = _fish(_fish_call("__osp_at", outer, "0"))
             lines.append(
-                f"complete -c osp -n {at} -a {_fish(command.name)} -d {_fish(command.help)}"
+                f"complete -c osp -n {at} -a {_fish(_last(command))} -d {_fish(command.help)}"
             )
         for option in command.options:
             lines += _fish_option(inside, option, known)
@@ -458,7 +499,8 @@ def fish(commands: Sequence[Command], known: Known) -> str:
         for place, argument in enumerate(command.arguments):
             offered = _fish_offer(argument.kind, known)
             if offered != "-f":
-                lines.append(f"complete -c osp -n {_fish(f'__osp_at {inside} {place}')} {offered}")
+                at = _fish(_fish_call("__osp_at", inside, str(place)))
+                lines.append(f"complete -c osp -n {at} {offered}")
     functions = [
         _fish_list(kind, known[kind].words)
         for kind in _kinds(commands)
@@ -468,6 +510,7 @@ def fish(commands: Sequence[Command], known: Known) -> str:
         _FISH,
         HEADER=_HEADER.format("fish 3 and later"),
         VALUED=" \\\n        ".join(valued),
+        INSIDE=" ".join(_fish(name) for name in _nested(commands)),
         FUNCTIONS="\n\n".join(functions),
         LINES="\n".join(lines),
     )
@@ -475,7 +518,7 @@ def fish(commands: Sequence[Command], known: Known) -> str:
 
 def _fish_option(inside: str, option: Option, known: Known) -> list[str]:
     """One line for the option's first long and short name, further ones for other spellings."""
-    start = f"complete -c osp -n {_fish(f'__osp_in {inside}')}"
+    start = f"complete -c osp -n {_fish(_fish_call('__osp_in', inside))}"
     end = f"-d {_fish(option.help)}"
     if option.kind:
         end = f"-r {_fish_offer(option.kind, known)} {end}"
@@ -483,6 +526,11 @@ def _fish_option(inside: str, option: Option, known: Known) -> list[str]:
         f"{start} {'-l' if flag.startswith('--') else '-s'} {_fish(flag.lstrip('-'))} {end}"
         for flag in option.flags
     ]
+
+
+def _fish_call(*words: str) -> str:
+    """A call; a word with a space in it stands in quotes."""
+    return " ".join(_fish(word) if " " in word else word for word in words)
 
 
 def _fish_offer(kind: str, known: Known) -> str:
@@ -525,8 +573,11 @@ def powershell(commands: Sequence[Command], known: Known) -> str:
         for command in commands
         for place, argument in enumerate(command.arguments)
     ]
-    arguments.append(_ps_row("", "0", "command", "COMMAND"))
-    words = [_ps_row("command", c.name, "", c.help or c.name) for c in commands if c.name]
+    words = []
+    for outer, inner in _inner(commands).items():
+        kind = f"command {outer}".strip()
+        arguments.append(_ps_row(outer, "0", kind, "COMMAND"))
+        words += [_ps_row(kind, _last(c), "", c.help or c.name) for c in inner]
     files = []
     for kind in _kinds(commands):
         values = known.get(kind)
@@ -542,6 +593,7 @@ def powershell(commands: Sequence[Command], known: Known) -> str:
         HEADER=_HEADER.format("PowerShell 5 and later"),
         OPTIONS="\n".join(options),
         ARGUMENTS="\n".join(arguments),
+        INSIDE=", ".join(_ps(name) for name in _nested(commands)),
         WORDS="\n".join(words),
         FILES="\n".join(files),
     )
@@ -554,6 +606,25 @@ def _ps_row(*cells: str) -> str:
 def _ps(text: str) -> str:
     """The text as one word of PowerShell, to which curly quotes are quotes too."""
     return "'" + re.sub("(['\u2018\u2019\u201a\u201b])", r"\1\1", text) + "'"
+
+
+def _inner(commands: Sequence[Command]) -> dict[str, list[Command]]:
+    """The commands directly inside each one that has any, `osp` itself under an empty name."""
+    found: dict[str, list[Command]] = {}
+    for command in commands:
+        if command.name:
+            found.setdefault(command.name.rpartition(" ")[0], []).append(command)
+    return found
+
+
+def _nested(commands: Sequence[Command]) -> list[str]:
+    """Full names of the commands that are inside others than `osp`."""
+    return [command.name for command in commands if " " in command.name]
+
+
+def _last(command: Command) -> str:
+    """The name of a command inside its group."""
+    return command.name.rpartition(" ")[2]
 
 
 def _kinds(commands: Sequence[Command]) -> list[str]:

@@ -13,9 +13,12 @@ from osp_cli.dials import RANDOM_SEED, MemorySize, Ramp, as_text
 if TYPE_CHECKING:
     from osp_cli.plan import Plan
     from osp_cli.requests import GenerateRequest
+    from osp_cli.runtime.inspection import Inspected, Strength
     from osp_cli.settings import Setting
 
 
+# So many keys of a file are named where there are more of a kind.
+_MOST_KEYS = 3
 # Origins of values that the user did not choose; cards and styles are others.
 _NOBODYS = ("paper", "default", "random")
 
@@ -57,6 +60,7 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
         "video": f"{plan.width}x{plan.height}, {plan.num_frames} frames at {request.fps} fps",
         "output": str(request.output),
         **_style_row(plan, request),
+        **({"lora": ", ".join(map(str, request.loras))} if request.loras else {}),
         "sampling": f"{plan.steps} steps, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
         "tokens": str(plan.num_tokens),
         "weights": f"{_bytes(plan.weights_bytes)}, {way_text(plan)}",
@@ -111,6 +115,57 @@ def time_text(plan: Plan) -> str:
     return f"about {_duration(plan.expected_seconds)} of sampling"
 
 
+def inspection_rows(found: Inspected) -> list[tuple[str, str]]:
+    """What is in a file, as names and texts of one line each."""
+    rows = {
+        "kind": found.kind if found.layout is None else f"LoRA, layout {found.layout}",
+        "problem": found.problem or "",
+        "rank": ", ".join(map(str, found.ranks)),
+        "alpha": ", ".join(
+            "not told, so the rank" if a is None else f"{a:g}" for a in found.alphas
+        ),
+        "numbers": ", ".join(f"{count:,} {dtype}" for dtype, count in found.dtypes.items()),
+        "bytes": _bytes(found.num_bytes),
+        "keys": str(found.num_keys),
+        "made for": _made_for(found),
+        "layers": ", ".join(f"{count} {name}" for name, count in found.layers.items()),
+        "strength": _strength(found.strength),
+        "left out": _left_out(found.left_out),
+        **found.told,
+        "note": "; ".join(found.notes),
+    }
+    return [(name, console.visible(text)) for name, text in rows.items() if text]
+
+
+def _made_for(found: Inspected) -> str:
+    if found.size is None:
+        return ""
+    fits = f", as {', '.join(found.fits)}" if found.fits else ", as no model card here"
+    return f"a transformer of {found.size}{fits}" if found.ranks else f"{found.size}{fits}"
+
+
+def _strength(strength: Strength | None) -> str:
+    if strength is None:
+        return ""
+    if strength.model is None:
+        numbers = f"median {strength.median:.3g}, at most {strength.largest:.3g}"
+    else:
+        numbers = f"median {strength.median:.2%} of the weights of {strength.model}, "
+        numbers += f"at most {strength.largest:.2%}"
+    return f"{numbers} in {strength.largest_layer.removesuffix('.weight')}"
+
+
+def _left_out(left_out: Mapping[str, str]) -> str:
+    """The keys by the reason why they are left out, the first few of each by name."""
+    reasons: dict[str, list[str]] = {}
+    for key, reason in left_out.items():
+        reasons.setdefault(reason, []).append(key)
+    return "; ".join(
+        f"{len(keys)} {reason}: {', '.join(keys[:_MOST_KEYS])}{', ...' * (len(keys) > _MOST_KEYS)}"
+        for reason, keys in reasons.items()
+    )
+
+
 def _style_row(plan: Plan, request: GenerateRequest) -> dict[str, str]:
     """A mixture of styles and what it costs; nothing where a lone style costs nothing."""
     mix = request.mix
@@ -137,6 +192,8 @@ def _plain(name: str, setting: Setting) -> Any:
         return value[0] if len(value) == 1 else str(value)
     if name == "style":
         return value or "none"
+    if name == "lora":
+        return [str(choice) for choice in value]
     if name == "cutoff":
         return value[0] if value[0] == value[1] else str(Ramp(*value))
     if isinstance(value, MemorySize):

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    # Names alone are told without torch, before anything is loaded.
+    from torch import Tensor
 
-State = dict[str, Tensor]
+State: TypeAlias = "dict[str, Tensor]"
 
-_TRANSFORMER_ROOTS = {
+TRANSFORMER_ROOTS = {
     "time_embedding.0": "condition_embedder.time_embedder.linear_1",
     "time_embedding.2": "condition_embedder.time_embedder.linear_2",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
@@ -22,7 +25,7 @@ _TRANSFORMER_ROOTS = {
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
 }
-_TRANSFORMER_BLOCK_PARTS = {
+TRANSFORMER_BLOCK_PARTS = {
     "modulation": "scale_shift_table",
     # Ours: norm1 and norm3 are without weights, norm2 is the one before cross-attention.
     "norm3": "norm2",
@@ -81,13 +84,14 @@ def transformer_from_original(state: Mapping[str, Tensor]) -> State:
     """Wan and FlashI2V transformers; `fourier_embedding` and `learnable_proj` keep their names."""
     if not any(name.startswith("head.") or ".self_attn." in name for name in state):
         return dict(state)
+    return _renamed(state, transformer_name)
 
-    def rename(name: str) -> str:
-        if block := re.fullmatch(r"(blocks\.\d+)\.(.+)", name):
-            return f"{block[1]}.{_replace_head(block[2], _TRANSFORMER_BLOCK_PARTS)}"
-        return _replace_head(name, _TRANSFORMER_ROOTS)
 
-    return _renamed(state, rename)
+def transformer_name(name: str) -> str:
+    """One name of a Wan or FlashI2V transformer, of a parameter or a module; ours stay."""
+    if block := re.fullmatch(r"(blocks\.\d+)\.(.+)", name):
+        return f"{block[1]}.{_replace_head(block[2], TRANSFORMER_BLOCK_PARTS)}"
+    return _replace_head(name, TRANSFORMER_ROOTS)
 
 
 def autoencoder_from_original(state: Mapping[str, Tensor]) -> State:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,19 @@ def weights_hash(folder: Path) -> dict[str, str]:
     A large file is read once, and again when its size or its time of change is another.
     """
     paths = sorted(folder.rglob("*.safetensors"))
+    hashes = _hashes(paths)
+    return {path.relative_to(folder).as_posix(): hashes[path] for path in paths}
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of one file, remembered likewise."""
+    return _hashes([path])[path]
+
+
+def _hashes(paths: Sequence[Path]) -> dict[Path, str]:
     known = _read_memory() if any(_is_large(path) for path in paths) else {}
     before = dict(known)
-    hashes = {path.relative_to(folder).as_posix(): _hash(path, known) for path in paths}
+    hashes = {path: _hash(path, known) for path in paths}
     if known != before:
         _write_memory(known)
     return hashes

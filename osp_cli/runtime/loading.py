@@ -29,6 +29,7 @@ from osp_cli.models.state_dict import (
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
+from osp_cli.runtime.adapters import apply_loras
 from osp_cli.runtime.devices import offload_folder
 from osp_cli.runtime.kernels import prepare_kernels
 from osp_cli.runtime.offload import place_encoder, place_transformer
@@ -80,10 +81,11 @@ def load_components(spec: ModelSpec, plan: Plan, folder: Path) -> Iterator[Loade
 def load_parts(
     spec: ModelSpec, plan: Plan, folder: Path, names: Sequence[str]
 ) -> Iterator[tuple[Loaded, Any]]:
-    """Loads those of `PARTS` that are named, one after the other.
+    """Loads those of `PARTS` that are named, one after the other, the transformer with its LoRAs.
 
     Raises:
         CheckpointError: files are damaged or do not belong to this card.
+        InvalidRequestError: a LoRA does not fit.
     """
     device = torch.device(plan.device)
     loaders: dict[str, Callable[[], Any]] = {
@@ -103,8 +105,14 @@ def load_parts(
 
 
 def _ready(transformer: Any, plan: Plan, device: torch.device) -> Any:
-    """The transformer as the plan wants it, from the host: smaller weights, then their place."""
+    """The transformer as the plan wants it, from the host: LoRAs, smaller weights, their place."""
     resident = plan.offload in ("none", "model")
+    # Summed where that is quick. Weights that are read piece by piece stay in their files, and
+    # smaller ones would lose what a LoRA changes little: there it stands beside them.
+    may_fuse = resident and plan.quant == "none"
+    if plan.loras and may_fuse:
+        transformer = transformer.to(device)
+    apply_loras(transformer, plan.loras, plan.model, may_fuse=may_fuse)
     quantize_blocks(
         transformer,
         plan.quant,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from osp_cli.dials import LoraChoice
 from osp_cli.events import Loaded
 from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
 from osp_cli.plan import Plan
@@ -31,6 +32,7 @@ class Models:
 
     def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
+        self._loras: tuple[LoraChoice, ...] = ()
         self._parts: dict[str, Any] = {}
         self._surround = 0
 
@@ -47,12 +49,17 @@ class Models:
 
         Raises:
             CheckpointError: files are damaged or do not belong to this card.
+            InvalidRequestError: a LoRA does not fit.
         """
         key = (_as_loaded(spec), str(folder), _way(plan))
         if key != self._key:
             # Before the next one is loaded: two large models at once would not fit.
             self.drop()
             self._key = key
+        if "transformer" in names and plan.loras != self._loras:
+            # They are part of its weights; the other parts know nothing of them.
+            self._loras = plan.loras
+            self._keep(tuple(self._parts.keys() - {"transformer"}))
         self._surround = spec.image_token_surround
         if plan.frees_parts:
             self._keep(names)

@@ -88,6 +88,7 @@ def make_plan(
         weights_bytes=sum(part.stored for part in sizes.values()),
         attention="sdpa" if request.attention == "auto" else request.attention,
         compile=request.compile,
+        loras=request.loras,
         device_bytes=machine.device_bytes,
         expected_peak_bytes=0,
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),

@@ -45,6 +45,13 @@ def differences(former: Mapping[str, Any], now: Mapping[str, Any], called: str) 
             found.append(
                 f"the weights of {now['model']} are not those of {called}: {', '.join(changed)}"
             )
+    before, after = former.get("loras_sha256", []), now.get("loras_sha256", [])
+    if former.get("loras") == now.get("loras") and before != after:
+        found += [
+            f"the LoRA {entry['file']} is not the one of {called}: it has other contents"
+            for entry, *hashes in zip(now["loras"], before, after, strict=False)
+            if hashes[0] != hashes[1]
+        ]
     same_words = all(former.get(name) == now[name] for name in ("prompt", "style", "model"))
     if same_words and former.get("full_prompt") != now["full_prompt"]:
         found.append(f"style {now['style']} has other words than when {called} was made")

@@ -25,6 +25,7 @@ from osp_cli.media.sinks import check_output
 from osp_cli.outputs import STDOUT, latents_path
 from osp_cli.plan import Plan
 from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
 from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
 from osp_cli.runtime.hashes import weights_hash
@@ -75,7 +76,7 @@ def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
     prepared = _prepare(request)
     plan, loaded = prepared.plan, prepared.loaded
     frozen, notices = prepared.frozen, prepared.notices
-    recipe = _recipe(request, plan, loaded, prepared.weights)
+    recipe = _recipe(request, prepared)
     if frozen is not None:
         # Its picture is in it; the weights may have changed since it was saved.
         now = {**recipe, "image_sha256": frozen.recipe.get("image_sha256")}
@@ -160,9 +161,14 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     plan = make_plan(request, request.spec, size=size, machine=machine, weights=weights)
     if machine.speed is not None:
         plan = with_time(plan, machine.speed)
+    # Only decoding is left of latents that were sampled, and LoRAs are no part of that.
+    loras = () if frozen is not None and frozen.is_sampled else request.loras
+    lora_notices = check_loras(request) if loras else []
+    plan = replace(plan, weights_bytes=plan.weights_bytes + lora_bytes(loras))
     if request.output != STDOUT:
         check_free_space(request.output.parent, plan.disk_bytes, what="the video")
     notices = [] if loaded is None else [*loaded.notices, *_fit_notices(loaded, size)]
+    notices += lora_notices
     return _Prepared(plan=plan, loaded=loaded, frozen=frozen, weights=weights, notices=notices)
 
 
@@ -211,10 +217,13 @@ def _fit_notices(loaded: LoadedImage, size: tuple[int, int]) -> Iterator[str]:
         )
 
 
-def _recipe(
-    request: GenerateRequest, plan: Plan, loaded: LoadedImage | None, weights: Path
-) -> dict[str, object]:
+def _recipe(request: GenerateRequest, prepared: _Prepared) -> dict[str, object]:
     """The request's recipe with what only the run knows: settled size and hashes."""
+    plan, loaded, frozen = prepared.plan, prepared.loaded, prepared.frozen
+    if frozen is not None and frozen.is_sampled:
+        loras = frozen.recipe.get("loras_sha256", [])
+    else:
+        loras = lora_hashes(request.loras)
     return {
         **request.recipe(),
         "width": plan.width,
@@ -224,5 +233,6 @@ def _recipe(
         "vae_tiling": plan.vae_tiling,
         "attention": plan.attention,
         "image_sha256": None if loaded is None else loaded.sha256,
-        "weights_sha256": weights_hash(weights),
+        "weights_sha256": weights_hash(prepared.weights),
+        "loras_sha256": loras,
     }

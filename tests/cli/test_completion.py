@@ -165,6 +165,7 @@ def test_the_suffixes_of_pictures_are_those_that_are_read():
 def files(away):
     for name in ("photo.png", "my cat.JPG", "notes.txt", "a:b.png", "jobs.csv", "set.toml"):
         (away / name).touch()
+    (away / "style.safetensors").touch()
     (away / "folder").mkdir()
     return away
 
@@ -205,7 +206,7 @@ PICTURES = {"photo.png", "my cat.JPG", "a:b.png", "folder"}
 @pytest.mark.parametrize(
     ("line", "offered"),
     [
-        ("osp ", {command.name for command in describe(GROUP) if command.name}),
+        ("osp ", {command.name.partition(" ")[0] for command in describe(GROUP)} - {""}),
         ("osp gen", {"generate"}),
         ("osp --v", {"--version"}),
         ("osp generate --style ", STYLES),
@@ -231,6 +232,13 @@ PICTURES = {"photo.png", "my cat.JPG", "a:b.png", "folder"}
         ("osp generate -- ph", {"photo.png"}),
         ("osp generate --quiet --st", {"--style", "--steps"}),
         ("osp styles ", set()),
+        ("osp models ", {"inspect"}),
+        ("osp models inspect ", {"style.safetensors", "folder"}),
+        ("osp models --json inspect --m", {"--model"}),
+        ("osp models inspect --model flash", {"flashi2v-1.3b"}),
+        ("osp models nonsense --m", set()),
+        ("osp styles inspect --m", set()),
+        ("osp generate -l st", {"style.safetensors"}),
         ("osp styles --st", set()),
         ("osp completion ", set(SCRIPTS)),
         ("osp nonsense --", set()),
@@ -329,6 +337,9 @@ TYPED = {
     "osp generate -s gh\t": "<generate><-s><ghibli>",
     "osp generate --no-m\t": "<generate><--no-metadata>",
     "osp generate ph\t": "<generate><photo.png>",
+    "osp models in\t": "<models><inspect>",
+    "osp models inspect -m flash\t": "<models><inspect><-m><flashi2v-1.3b>",
+    "osp models inspect st\t": "<models><inspect><style.safetensors>",
     "osp generate my\t": "<generate><my cat.JPG>",
     "osp generate 'my\t": "<generate><my cat.JPG>",
     "osp generate my\\ c\t": "<generate><my cat.JPG>",

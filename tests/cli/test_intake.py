@@ -26,7 +26,7 @@ NO_FLAGS = dict.fromkeys(
         *("style", "negative_prompt", "output", "size", "width", "height", "num_frames"),
         *("seconds", "fps", "num_inference_steps", "guidance_scale", "shift", "sampler"),
         *("cutoff", "seed", "count", "cache", "cache_start", "preview", "metadata", "model"),
-        *("device", "dtype"),
+        *("device", "dtype", "loras"),
     ]
 )
 NOTHING = Call(

@@ -259,7 +259,11 @@ def test_the_recipe_holds_everything_that_made_the_video(request_for, picture, t
     recipe = read_recipe("clip.mp4")
     assert json.loads(Path("clip.mp4.json").read_text()) == recipe
     asked = request.recipe()
-    assert recipe.keys() == asked.keys() | {"image_sha256", "weights_sha256"}
+    assert recipe.keys() == asked.keys() | {
+        "image_sha256",
+        "weights_sha256",
+        "loras_sha256",
+    }
     settled = {"width": 96, "height": 64, "dtype": "float32"}
     settled |= {"quant": "none", "vae_tiling": False, "attention": "sdpa"}
     assert {k: recipe[k] for k in asked} == {**asked, **settled}

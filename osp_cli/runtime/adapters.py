@@ -1,0 +1,105 @@
+"""The LoRAs of a request: found and judged before torch is there, applied when weights are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from osp_cli.dials import LoraChoice
+from osp_cli.errors import CheckpointError, InvalidRequestError
+from osp_cli.loras import find_lora
+from osp_cli.models.lora_file import LoraFile, read_lora
+from osp_cli.models.lora_fit import fit_lora, installed_shapes
+from osp_cli.runtime.hashes import file_hash
+
+if TYPE_CHECKING:
+    from osp_cli.requests import GenerateRequest
+
+
+def check_loras(request: GenerateRequest) -> list[str]:
+    """Refuse LoRAs that cannot be applied to the request's model, by headers alone.
+
+    Returns:
+        A sentence about each LoRA of which something is left out.
+
+    Raises:
+        InvalidRequestError: a file is missing or damaged, no LoRA, or one of another model.
+        WeightsMissingError: the model is not installed.
+    """
+    loras = _read(request.loras)
+    if not loras:
+        return []
+    shapes = installed_shapes(request.spec.weights_dir())
+    if not shapes:
+        # Weights in another format are judged when they are loaded.
+        return []
+    fits = [(lora, fit_lora(lora, shapes, request.model)) for lora in loras]
+    notices = [fit.notice(lora.path, request.model) for lora, fit in fits]
+    return [notice for notice in notices if notice]
+
+
+def lora_hashes(loras: Sequence[LoraChoice]) -> list[str]:
+    """SHA-256 of each LoRA's file."""
+    return [file_hash(find_lora(choice.name)) for choice in loras]
+
+
+def lora_bytes(loras: Sequence[LoraChoice]) -> int:
+    """Bytes of all their files."""
+    return sum(find_lora(choice.name).stat().st_size for choice in loras)
+
+
+def apply_loras(
+    transformer: Any, loras: Sequence[LoraChoice], model: str, *, may_fuse: bool = True
+) -> Any:
+    """Apply LoRAs to a transformer just built: before its weights are cast, and before any hook.
+
+    Args:
+        transformer: of diffusers, its weights as loaded.
+        loras: as asked for; without any it stays as it is.
+        model: what to call it.
+        may_fuse: the weights may take them in, and do where they are plain numbers. Otherwise
+            LoRAs stay beside the weights, which costs time at each step, but no copy of them.
+
+    Returns:
+        The transformer.
+
+    Raises:
+        InvalidRequestError: as of `check_loras`.
+        CheckpointError: tensors that the header promised cannot be read.
+    """
+    if not loras:
+        return transformer
+    from safetensors import SafetensorError
+
+    from osp_cli.models.lora import Strong, attach_loras, can_fuse, fuse_loras, parameter_shapes
+
+    shapes = parameter_shapes(transformer)
+    strong = [
+        Strong(lora, fit_lora(lora, shapes, model), choice.weight)
+        for lora, choice in zip(_read(loras), loras, strict=True)
+    ]
+    apply = fuse_loras if may_fuse and can_fuse(transformer) else attach_loras
+    try:
+        apply(transformer, strong)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"a LoRA cannot be read: {error}") from error
+    return transformer
+
+
+def _read(loras: Sequence[LoraChoice]) -> list[LoraFile]:
+    return list(_read_each(loras))
+
+
+def _read_each(loras: Sequence[LoraChoice]) -> Iterator[LoraFile]:
+    seen: dict[Path, LoraChoice] = {}
+    for choice in loras:
+        path = find_lora(choice.name)
+        real = path.resolve()
+        if real in seen:
+            total = LoraChoice(choice.name, choice.weight + seen[real].weight)
+            raise InvalidRequestError(
+                f"--lora names {path.name} twice", hint=f"give it one strength: --lora {total}"
+            )
+        seen[real] = choice
+        yield read_lora(path)
