@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
 import time
@@ -278,7 +279,9 @@ def _to_convert(spec: ModelSpec, choice: Choice, staging: Path) -> tuple[str, ..
     Raises:
         WontFitError: the disk is too small for the former.
     """
-    must = [part for part, one in choice.parts.items() if not one.ready]
+    must = [
+        part for part, one in choice.parts.items() if not one.ready or _is_too_large_to_map(one)
+    ]
     needed = sum(_converted_bytes(spec, part, choice.parts[part]) for part in must)
     # What an interrupted installation wrote is used again, or cleared away.
     there = sum(path.lstat().st_size for path in staging.rglob("*") if path.is_file())
@@ -287,7 +290,7 @@ def _to_convert(spec: ModelSpec, choice: Choice, staging: Path) -> tuple[str, ..
     )
     for part in _LARGE_PARTS:
         one = choice.parts.get(part)
-        if one is None or not _is_worth_narrowing(spec, part, one):
+        if one is None or part in must or not _is_worth_narrowing(spec, part, one):
             continue
         more = _converted_bytes(spec, part, one)
         try:
@@ -301,6 +304,14 @@ def _to_convert(spec: ModelSpec, choice: Choice, staging: Path) -> tuple[str, ..
             must.append(part)
             needed += more
     return tuple(must)
+
+
+def _is_too_large_to_map(found: FoundPart) -> bool:
+    """Loaders map whole files, and many systems refuse to map more than there is memory."""
+    if found.layout == "gguf" or not hasattr(os, "sysconf"):
+        return False
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(file.stat().st_size for file in found.files) > memory
 
 
 def _is_worth_narrowing(spec: ModelSpec, part: str, found: FoundPart) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from osp_cli.errors import CheckpointError, InvalidRequestError, WontFitError
 from osp_cli.events import Event, Notice, ShardConverted
@@ -25,7 +25,7 @@ from osp_cli.media.files import atomic_output, check_free_space, flush_folder
 from osp_cli.models import kinds
 from osp_cli.models.layouts import FoundPart
 from osp_cli.models.state_dict import kept_in_fp32
-from osp_cli.models.stored import Reader, StoredTensor, is_mapped
+from osp_cli.models.stored import Reader, StoredTensor
 
 SHARD_BYTES = 2 * 10**9
 ROOM_HINT = "free some space, or let OSP_HOME name a folder on a larger disk"
@@ -116,10 +116,10 @@ def convert(
         what=f"the converted {found.part}",
         hint=ROOM_HINT,
     )
-    if not all(is_mapped(file) for file in found.files):
+    if any(tensor.start is None for tensor in found.tensors.values()):
         yield Notice(
-            f"{found.path} is in torch's format of before 2020, which cannot be read in pieces: "
-            f"converting it takes {found.nbytes / 1e9:.1f} GB of memory"
+            f"{found.path} is in a format that cannot be read in pieces: converting it may take "
+            f"{found.nbytes / 1e9:.1f} GB of memory"
         )
     progress.begin()
     reader = Reader()
@@ -284,20 +284,14 @@ def _write(path: Path, shard: Shard, reader: Reader, stop: Callable[[], bool]) -
             for _, stored, dtype in shard.entries:
                 if stop():
                     raise KeyboardInterrupt
-                for piece in _pieces(reader.read(stored), getattr(torch, dtype)):
-                    digest.update(piece)
-                    file.write(piece)
+                for piece in reader.pieces(stored, _CHUNK_NUMBERS):
+                    cast = piece.to(getattr(torch, dtype)).contiguous()
+                    data = memoryview(cast.view(torch.uint8).numpy())
+                    digest.update(data)
+                    file.write(data)
     except WontFitError as error:
         raise WontFitError(error.message, hint=ROOM_HINT) from error
     return digest.hexdigest()
-
-
-def _pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[memoryview]:
-    """The bytes of a tensor in another type, a few million numbers at a time."""
-    flat = tensor.detach().reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK_NUMBERS):
-        piece = flat[start : start + _CHUNK_NUMBERS].to(dtype).contiguous()
-        yield memoryview(piece.view(torch.uint8).numpy())
 
 
 def _new_dtype(kind: str, model: nn.Module, name: str, stored: str, dtype: str | None) -> str:

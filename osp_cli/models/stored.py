@@ -1,22 +1,25 @@
-"""Weights as they lie on the disk: names, shapes and types, without their contents.
+"""Weights as they lie on the disk: names, shapes, types and where their bytes are.
 
-Headers alone are read, so 28 GB take a second; a pickled file is mapped, never copied, where its
-format allows. Nothing is ever unpickled into code.
+Headers alone are read, so 28 GB take a second. Contents are read a few million numbers at a time
+and never mapped: mapping a file that is larger than the memory is refused by many systems. Nothing
+is ever unpickled into code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+import struct
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from osp_cli.errors import CheckpointError
@@ -44,6 +47,8 @@ _DTYPES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+# As the library of safetensors has it.
+_MOST_HEADER_BYTES = 100_000_000
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 
 
@@ -56,14 +61,16 @@ class StoredTensor:
         key: its name there, after the tables that it is in.
         shape: of the tensor, or of the part of it that is meant.
         dtype: torch's name of its type, or the name of a GGUF quantisation.
-        rows: first row that is meant and the one after the last; None means all.
+        start: where in the file its numbers begin, in bytes; None where only torch can find them.
+        first: the first number that is meant.
     """
 
     file: Path
     key: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: str
-    rows: tuple[int, int] | None = None
+    start: int | None = None
+    first: int = 0
 
     @property
     def numel(self) -> int:
@@ -72,7 +79,8 @@ class StoredTensor:
 
     def part(self, start: int, stop: int) -> StoredTensor:
         """Rows `start` to `stop` of it."""
-        return replace(self, shape=(stop - start, *self.shape[1:]), rows=(start, stop))
+        row = math.prod(self.shape[1:])
+        return replace(self, shape=(stop - start, *self.shape[1:]), first=self.first + start * row)
 
     def reshaped(self, shape: tuple[int, ...]) -> StoredTensor:
         """The same numbers in another shape."""
@@ -179,7 +187,7 @@ def strip_prefixes(names: Iterable[str]) -> str:
     return prefix
 
 
-def load_pickled(path: Path) -> Any:
+def load_pickled(path: Path, *, mapped: bool = True) -> Any:
     """The contents of a `.pt` or `.pth` file, by torch's restricted reader, mapped if possible.
 
     Raises:
@@ -187,7 +195,8 @@ def load_pickled(path: Path) -> Any:
     """
     try:
         # The format of before 2020 cannot be mapped: it takes memory of its own size.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped(path) or None)
+        lazily = mapped and _is_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors, and reading it could run code",
@@ -197,10 +206,8 @@ def load_pickled(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
 
 
-def is_mapped(path: Path) -> bool:
-    """Whether the file's tensors can be read one by one, without memory for all."""
-    if path.suffix not in PICKLED:
-        return True
+def _is_zip(path: Path) -> bool:
+    """Whether torch wrote the file in its format of today."""
     try:
         with path.open("rb") as file:
             return file.read(4) == b"PK\x03\x04"
@@ -209,38 +216,43 @@ def is_mapped(path: Path) -> bool:
 
 
 class Reader:
-    """Reads stored tensors one after the other; files stay open, and mapped, in between."""
+    """Reads stored tensors one after the other."""
 
     def __init__(self) -> None:
-        self._open: dict[Path, Any] = {}
+        # Of the files whose tensors only torch can find.
+        self._contents: dict[Path, Any] = {}
 
-    def read(self, tensor: StoredTensor) -> Tensor:
-        """The tensor; its memory is the file's where the format allows, so do not write to it.
+    def pieces(self, tensor: StoredTensor, numbers: int) -> Iterator[Tensor]:
+        """The tensor's numbers in order, so many at a time, `(numbers,)` each.
 
         Raises:
             CheckpointError: its file has changed or is damaged.
         """
         try:
-            found = self._find(tensor)
-            if tensor.rows is not None:
-                found = found[slice(*tensor.rows)]
-            return found.reshape(tensor.shape)
-        except (SafetensorError, RuntimeError, KeyError, OSError) as error:
+            if tensor.start is None:
+                flat = self._find(tensor).reshape(-1)
+                yield from flat[tensor.first : tensor.first + tensor.numel].split(numbers)
+                return
+            dtype = getattr(torch, tensor.dtype)
+            with tensor.file.open("rb") as file:
+                file.seek(tensor.start + tensor.first * dtype.itemsize)
+                for done in range(0, tensor.numel, numbers):
+                    room = bytearray(min(numbers, tensor.numel - done) * dtype.itemsize)
+                    if file.readinto(room) != len(room):
+                        raise CheckpointError(f"{tensor.file} ends too early")
+                    yield torch.frombuffer(room, dtype=dtype)
+        except (RuntimeError, KeyError, OSError) as error:
             raise CheckpointError(
                 f"{'.'.join(tensor.key)} cannot be read from {tensor.file}: {error}"
             ) from error
 
     def _find(self, tensor: StoredTensor) -> Tensor:
-        opened = self._open.get(tensor.file)
-        if tensor.file.suffix not in PICKLED:
-            if opened is None:
-                opened = self._open[tensor.file] = safe_open(tensor.file, framework="pt")
-            return opened.get_tensor(tensor.key[-1])
-        if opened is None:
-            opened = self._open[tensor.file] = load_pickled(tensor.file)
+        found = self._contents.get(tensor.file)
+        if found is None:
+            found = self._contents[tensor.file] = load_pickled(tensor.file)
         for key in tensor.key:
-            opened = opened[key]
-        return opened
+            found = found[key]
+        return found
 
 
 def _indexed(index: Path) -> list[str]:
@@ -277,15 +289,28 @@ def _read_file(path: Path) -> _Found:
         return {("", ""): _read_gguf(path)}
     if path.suffix in PICKLED:
         return _read_pickled(path)
+    return _split(_read_safetensors(path))
+
+
+def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
     try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return _split({
-                name: StoredTensor(path, (name,), tuple(s.get_shape()), _dtype(s.get_dtype()))
-                for name, s in slices.items()
-            })  # fmt: skip
-    except (SafetensorError, OSError) as error:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MOST_HEADER_BYTES:
+                raise ValueError("its header is too long")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        found, end = {}, 8 + length
+        for name, entry in header.items():
+            start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
+            shape = tuple(int(size) for size in entry["shape"])
+            found[name] = StoredTensor(path, (name,), shape, _dtype(entry["dtype"]), start)
+            end = max(end, stop)
+        if path.stat().st_size < end:
+            raise ValueError(f"it ends at byte {path.stat().st_size} of {end}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
+    return found
 
 
 def _dtype(code: str) -> str:
@@ -293,7 +318,12 @@ def _dtype(code: str) -> str:
 
 
 def _read_pickled(path: Path) -> _Found:
-    contents = load_pickled(path)
+    # Only here: its import takes long, and no installed model is pickled.
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Tensors without contents, which know where in the file theirs are.
+    with FakeTensorMode() if _is_plain_zip(path) else contextlib.nullcontext() as fake:
+        contents = load_pickled(path, mapped=fake is None)
     if not isinstance(contents, dict):
         raise CheckpointError(f"{path} is not a plain table of named tensors")
     if tensors := _stored(path, (), contents):
@@ -318,10 +348,34 @@ def _stored(path: Path, keys: tuple[str, ...], table: Mapping[Any, Any]) -> dict
     for name, value in table.items():
         if isinstance(value, Tensor) and isinstance(name, str):
             dtype = str(value.dtype).removeprefix("torch.")
-            tensors[name] = StoredTensor(path, (*keys, name), tuple(value.shape), dtype)
+            start = _start(value)
+            tensors[name] = StoredTensor(path, (*keys, name), tuple(value.shape), dtype, start)
         elif not isinstance(value, int | float | str | None):
             return {}
     return tensors
+
+
+def _start(tensor: Tensor) -> int | None:
+    """Where in its file the numbers of a tensor without contents begin."""
+    offset = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
+    if offset is None or not tensor.is_contiguous():
+        return None
+    return int(offset) + tensor.storage_offset() * tensor.itemsize
+
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether tensors stand in a torch file as they do in memory, byte for byte."""
+    if not _is_zip(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            orders = [e for e in entries if e.filename.endswith("/byteorder")]
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) and all(
+                archive.read(entry) == b"little" for entry in orders
+            )
+    except (zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
 
 
 def _split(tensors: dict[str, StoredTensor]) -> _Found:
