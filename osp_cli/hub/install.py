@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from osp_cli import __version__
 from osp_cli.errors import (
+    CheckpointError,
     InvalidRequestError,
     RuntimeFailureError,
     WeightsMissingError,
@@ -257,11 +258,18 @@ def _kept(spec: ModelSpec, choice: Choice, found: list[FoundPart], where: str) -
 
     Raises:
         InvalidRequestError: the new files have none at all.
+        CheckpointError: shards are missing of something that could be what is needed.
         WeightsMissingError: neither has some part.
     """
     if not choice.parts:
         raise nothing_found(spec, where, found)
-    kept = tuple(part for part in choice.missing if (_home(spec) / part).is_dir())
+    broken = [one for one in unrecognised(found) if one.missing_files or not one.tensors]
+    torn = next((one for one in broken if one.missing_files), None)
+    if torn is not None and choice.missing:
+        raise CheckpointError(f"{torn.problem}; {spec.name} needs {', '.join(choice.missing)}")
+    # What cannot be read may be what was meant to replace it.
+    present = [part for part in choice.missing if (_home(spec) / part).is_dir()]
+    kept = () if broken else tuple(present)
     absent = [part for part in choice.missing if part not in kept]
     if absent:
         problems = "".join(f"; {one.problem}" for one in unrecognised(found)[:3])

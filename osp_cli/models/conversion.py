@@ -31,7 +31,7 @@ SHARD_BYTES = 2 * 10**9
 ROOM_HINT = "free some space, or let OSP_HOME name a folder on a larger disk"
 
 # Cast and written at a time.
-_CHUNK_NUMBERS = 8 * 2**20
+_CHUNK_NUMBERS = 2 * 2**20
 _PROGRESS = "conversion.json"
 # The type codes of safetensors, and bytes of one number.
 _CODES = {

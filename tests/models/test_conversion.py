@@ -464,7 +464,7 @@ print(peak)
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
 def test_memory_holds_a_few_megabytes_of_any_size(tmp_path):
-    width = 8000
+    width = 5000
     state = {
         "fc1.weight": torch.zeros(width, width), "fc1.bias": torch.zeros(width),
         "fc2.weight": torch.zeros(100, width), "fc2.bias": torch.zeros(100),
@@ -472,10 +472,10 @@ def test_memory_holds_a_few_megabytes_of_any_size(tmp_path):
     paths = [tmp_path / "x.pt", tmp_path / "x.safetensors"]
     torch.save(state, paths[0])
     save_file(state, paths[1])
-    assert min(path.stat().st_size for path in paths) > 250e6
+    assert min(path.stat().st_size for path in paths) > 100e6
     command = [sys.executable, "-c", PROBE, str(tmp_path), *map(str, paths)]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
-    assert 0 < int(done.stdout) < 100e6
+    assert 0 < int(done.stdout) < 60e6
     for number in "01":
-        assert (tmp_path / number / "diffusion_pytorch_model.safetensors").stat().st_size > 125e6
+        assert (tmp_path / number / "diffusion_pytorch_model.safetensors").stat().st_size > 50e6
