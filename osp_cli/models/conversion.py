@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from osp_cli.errors import CheckpointError, InvalidRequestError, WontFitError
 from osp_cli.events import Event, Notice, ShardConverted
@@ -157,11 +156,10 @@ def plan_shards(
         raise CheckpointError(f"{found.path} is used as it is, and not converted")
     if found.incompleteness:
         raise CheckpointError(f"{found.title} in {found.path} is not whole: {found.incompleteness}")
-    model = kinds.empty_model(found.kind, found.settings)
     groups: list[list[tuple[str, StoredTensor, str]]] = []
     size = 0
     for name, tensor in found.tensors.items():
-        new = _new_dtype(found.kind, model, name, tensor.dtype, dtype)
+        new = _new_dtype(found.kind, name, tensor.dtype, dtype)
         nbytes = tensor.numel * _CODES[new][1]
         if not groups or size + nbytes > shard_bytes:
             groups.append([])
@@ -294,13 +292,13 @@ def _write(path: Path, shard: Shard, reader: Reader, stop: Callable[[], bool]) -
     return digest.hexdigest()
 
 
-def _new_dtype(kind: str, model: nn.Module, name: str, stored: str, dtype: str | None) -> str:
+def _new_dtype(kind: str, name: str, stored: str, dtype: str | None) -> str:
     if stored not in _CODES:
         raise CheckpointError(f"{name} is stored as {stored}, which cannot be converted")
     if not stored.startswith(("float", "bfloat")):
         return stored
     # Classes of transformers say the same of float16 alone, and never read it here.
-    if kind not in _MODELS_OF_TRANSFORMERS and kept_in_fp32(model, name):
+    if kind not in _MODELS_OF_TRANSFORMERS and kept_in_fp32(kinds.model_class(kind), name):
         return "float32"
     return dtype or stored
 

@@ -261,23 +261,24 @@ def _settle_transformer(
     return "wan-i2v" if seeing else "wan-t2v", accepted(WanTransformer3DModel, settings)
 
 
-def _built(kind: str, settings: Mapping[str, Any]) -> nn.Module:
+def model_class(kind: str) -> Any:
+    """The class that models of a kind have."""
     # Each import is seconds, and few kinds are met in one folder.
+    if kind in _TRANSFORMERS_KINDS:
+        import transformers
+
+        return {
+            "umt5": transformers.UMT5EncoderModel,
+            "clip-vision": transformers.CLIPVisionModel,
+            "qwen2.5-vl": transformers.Qwen2_5_VLForConditionalGeneration,
+        }[kind]
     import diffusers
-    import transformers
 
     from osp_cli.models.adapter import FeatureAdapter
     from osp_cli.models.autoencoder_linear import AutoencoderLinear
     from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 
-    if kind == "umt5":
-        return transformers.UMT5EncoderModel(transformers.UMT5Config(**settings))
-    if kind == "clip-vision":
-        return transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**settings))
-    if kind == "qwen2.5-vl":
-        config = transformers.Qwen2_5_VLConfig.from_dict(dict(settings))
-        return transformers.Qwen2_5_VLForConditionalGeneration(config)
-    model_class = {
+    return {
         "flash-i2v": FlashI2VTransformer3DModel,
         "wan-t2v": diffusers.WanTransformer3DModel,
         "wan-i2v": diffusers.WanTransformer3DModel,
@@ -285,7 +286,15 @@ def _built(kind: str, settings: Mapping[str, Any]) -> nn.Module:
         "linear-vae": AutoencoderLinear,
         "feature-adapter": FeatureAdapter,
     }.get(kind) or getattr(diffusers, kind.removeprefix("diffusers:"))
-    return model_class(**accepted(model_class, settings))
+
+
+def _built(kind: str, settings: Mapping[str, Any]) -> nn.Module:
+    cls = model_class(kind)
+    if kind not in _TRANSFORMERS_KINDS:
+        return cls(**accepted(cls, settings))
+    config = cls.config_class
+    # What was published in 2025 has its settings in another order, which the config class knows.
+    return cls(config.from_dict(dict(settings)) if kind == "qwen2.5-vl" else config(**settings))
 
 
 def _other_class(folder: Path, tensors: Tensors) -> Family | None:
