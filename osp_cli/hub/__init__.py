@@ -1,1 +1,1 @@
-"""Weights: fetched from where they are published, told apart, and installed where models look."""
+"""Weights on their way from a hub to this machine: listed, fetched, checked, placed."""

@@ -66,6 +66,7 @@ def choose(spec: ModelSpec, found: Sequence[FoundPart], *, ema: bool = True) -> 
         else:
             choice.missing.append(part)
     _add_tokenizer(spec, found, choice)
+    _add_processor(choice)
     _check_widths(spec, choice.parts)
     return choice
 
@@ -147,6 +148,9 @@ def _best(
     whole = [one for one in whole if one.ready] or whole
     whole = [one for one in whole if one.layout != "gguf"] or whole
     whole = [one for one in whole if one.dtype == dtype] or whole
+    # Small files may lie in two places; of weights this must not decide.
+    if not any(one.tensors for one in whole):
+        whole = [one for one in whole if one.path.name == part] or whole
     different = {tuple(sorted(file.resolve() for file in one.files)): one for one in whole}
     if len(different) > 1:
         paths = ", ".join(str(one.path) for one in different.values())
@@ -179,6 +183,17 @@ def _add_tokenizer(spec: ModelSpec, found: Sequence[FoundPart], choice: Choice) 
         choice.parts["tokenizer"] = _best(spec, "tokenizer", fitting, True, choice.notices)
     else:
         choice.missing.append("tokenizer")
+
+
+def _add_processor(choice: Choice) -> None:
+    """CLIP's original file comes without settings; how its pictures are prepared is known."""
+    encoder = choice.parts.get("image_encoder")
+    if "image_processor" in choice.missing and encoder is not None and encoder.layout == "original":
+        choice.missing.remove("image_processor")
+        choice.parts["image_processor"] = FoundPart(
+            part="image_processor", kind="image-processor", path=encoder.path, layout="original",
+            settings=kinds.CLIP_PROCESSOR, ready=True,
+        )  # fmt: skip
 
 
 def _check_widths(spec: ModelSpec, parts: dict[str, FoundPart]) -> None:

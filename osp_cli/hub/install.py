@@ -319,11 +319,12 @@ def _is_too_large_to_map(found: FoundPart) -> bool:
     if found.layout == "gguf" or not hasattr(os, "sysconf"):
         return False
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(file.stat().st_size for file in found.files) > memory
+    return any(file.stat().st_size > memory for file in found.files)
 
 
 def _is_worth_narrowing(spec: ModelSpec, part: str, found: FoundPart) -> bool:
-    is_other = found.dtype != _dtype(spec, part) and found.layout != "gguf"
+    wanted = _dtype(spec, part)
+    is_other = wanted is not None and found.dtype != wanted and found.layout != "gguf"
     return found.ready and is_other and found.nbytes >= NARROWED_BYTES
 
 
@@ -332,8 +333,10 @@ def _converted_bytes(spec: ModelSpec, part: str, found: FoundPart) -> int:
     return sum(shard.nbytes for shard in shards)
 
 
-def _dtype(spec: ModelSpec, part: str) -> str:
-    return spec.dtypes["conditioner" if part in _CONDITIONERS else part]
+def _dtype(spec: ModelSpec, part: str) -> str | None:
+    """The card's precision for a part; None where it has none, and what is stored is right."""
+    group = "conditioner" if part in _CONDITIONERS else part
+    return spec.dtypes.get(part) or spec.dtypes.get(group)
 
 
 def _exchange(place: Path, staging: Path) -> Path | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 from osp_cli.media.files import check_free_space
 from osp_cli.models.conversion import ROOM_HINT, stem, write_index, write_settings
+from osp_cli.models.kinds import PROCESSOR
 from osp_cli.models.layouts import FoundPart
 
 
@@ -25,6 +27,9 @@ def place(found: FoundPart, folder: Path) -> None:
     for file, name in names.items():
         link(file, folder / name)
     if not found.tensors:
+        if found.kind == "image-processor" and not found.files:
+            text = json.dumps(dict(found.settings), indent=2)
+            (folder / PROCESSOR).write_text(text + "\n", encoding="utf-8")
         return
     if found.index is not None:
         link(found.index, folder / f"{stem(found.kind)}.safetensors.index.json")

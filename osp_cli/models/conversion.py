@@ -158,7 +158,8 @@ def plan_shards(
         raise CheckpointError(f"{found.title} in {found.path} is not whole: {found.incompleteness}")
     groups: list[list[tuple[str, StoredTensor, str]]] = []
     size = 0
-    for name, tensor in found.tensors.items():
+    needed = {n: t for n, t in found.tensors.items() if kinds.is_needed(found.kind, n)}
+    for name, tensor in needed.items():
         new = _new_dtype(found.kind, name, tensor.dtype, dtype)
         nbytes = tensor.numel * _CODES[new][1]
         if not groups or size + nbytes > shard_bytes:

@@ -35,6 +35,8 @@ from osp_cli.models.stored import StoredTensor
 Tensors = Mapping[str, StoredTensor]
 
 PROCESSOR = "preprocessor_config.json"
+# Parts without weights, by the file that makes them.
+SETTINGS_ALONE = {PROCESSOR: "image_processor", "scheduler_config.json": "scheduler"}
 # Their shapes do not say everything, so they come with their settings.
 NEED_CONFIG = ("qwen2.5-vl",)
 TRANSFORMER_KINDS = ("flash-i2v", "wan-t2v", "wan-i2v")
@@ -139,7 +141,7 @@ def settle(family: Family, file: Path) -> tuple[str, dict[str, Any]]:
         if family.name == "clip-vision":
             bare = _without("vision_model.", tensors)
             return family.name, {**shapes.clip_vision_settings(bare), **config}
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError) as error:
         raise CheckpointError(
             f"{file} looks like {title(family.name, {})}, but its shapes do not say how large it "
             f"is: {error}"
@@ -172,18 +174,14 @@ def expectation(
         return {}, {}
     expected: dict[str, Shaped] = dict(empty_model(kind, settings).state_dict())
     found: dict[str, Shaped] = dict(tensors)
+    found = {name: tensor for name, tensor in found.items() if is_needed(kind, name)}
     if kind == "umt5":
-        # One tensor of two names; a whole umT5 has a decoder, which is not needed.
-        found = {n: t for n, t in found.items() if n.split(".")[0] not in ("decoder", "lm_head")}
+        # One tensor of two names.
         for one, other in (("shared", "encoder.embed_tokens"), ("encoder.embed_tokens", "shared")):
             if f"{one}.weight" in found:
                 found.setdefault(f"{other}.weight", found[f"{one}.weight"])
     if kind == "clip-vision":
-        found = {
-            name: tensor
-            for name, tensor in _without("vision_model.", found).items()
-            if name.split(".")[0] not in _CLIP_OTHERS and not name.endswith("position_ids")
-        }
+        found = _without("vision_model.", found)
     if kind == "qwen2.5-vl":
         found = {_plain_qwen(name): tensor for name, tensor in found.items()}
         expected = {_plain_qwen(name): tensor for name, tensor in expected.items()}
@@ -192,6 +190,16 @@ def expectation(
         for names in (found, expected):
             names.pop("lm_head.weight", None)
     return expected, found
+
+
+def is_needed(kind: str, name: str) -> bool:
+    """Whether a loader reads a tensor: of a whole umT5 or CLIP, one half is enough."""
+    root = name.split(".")[0]
+    if kind == "umt5":
+        return root not in ("decoder", "lm_head")
+    if kind == "clip-vision":
+        return root not in _CLIP_OTHERS and not name.endswith("position_ids")
+    return True
 
 
 def has_vision(tensors: Tensors) -> bool:
@@ -213,6 +221,7 @@ def title(kind: str, settings: Mapping[str, Any]) -> str:
         "qwen2.5-vl": "Qwen2.5-VL",
         "feature-adapter": "an adapter",
         "image-processor": "an image processor",
+        "scheduler": "a scheduler",
         "unknown": "not recognised",
     }.get(kind, f"{kind.removeprefix('diffusers:')} of diffusers")
     if "num_layers" in settings and "num_attention_heads" in settings:
@@ -253,6 +262,12 @@ def _settle_transformer(
     config: Mapping[str, Any], tensors: Tensors, file: Path
 ) -> tuple[str, dict[str, Any]]:
     settings = transformer_config(config, tensors, file)
+    if settings["num_layers"] > len(tensors):
+        # An empty model of so many layers would take for ever.
+        raise CheckpointError(
+            f"the config.json beside {file} tells of {settings['num_layers']} layers, "
+            f"the file has {len(tensors)} tensors"
+        )
     if any(name.split(".")[0] in BRANCHES for name in tensors):
         return "flash-i2v", settings
     from diffusers import WanTransformer3DModel

@@ -132,18 +132,26 @@ def _folders(root: Path) -> Iterator[Path]:
         seen.add(folder.resolve())
         yield folder
         if depth < _DEPTH:
-            inner = sorted(p for p in folder.iterdir() if p.is_dir())
+            inner = _inner(folder)
             waiting += [
                 (p, depth + 1) for p in inner if p.name[:1] != "." and p.name not in _SKIPPED
             ]
+
+
+def _inner(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        # What may not be looked into is reported with its files.
+        return []
 
 
 def _describe_folder(folder: Path) -> list[FoundPart]:
     found: list[FoundPart] = []
     try:
         units = units_in(folder)
-    except CheckpointError as error:
-        return [FoundPart(part=UNKNOWN, path=folder, problem=error.message)]
+    except (CheckpointError, OSError) as error:
+        return [FoundPart(part=UNKNOWN, path=folder, problem=str(error))]
     for unit in units:
         try:
             found += _describe_unit(unit)
@@ -154,14 +162,12 @@ def _describe_folder(folder: Path) -> list[FoundPart]:
     if kind := kinds.tokenizer_kind(folder):
         files = kinds.tokenizer_files(folder)
         found.append(FoundPart(part="tokenizer", kind=kind, path=folder, files=files, ready=True))
-    processor = folder / kinds.PROCESSOR
-    if processor.is_file():
-        found.append(
-            FoundPart(
-                part="image_processor", kind="image-processor", path=folder, files=(processor,),
-                ready=True,
+    for name, part in kinds.SETTINGS_ALONE.items():
+        if (settings := folder / name).is_file():
+            kind = part.replace("_", "-")
+            found.append(
+                FoundPart(part=part, kind=kind, path=folder, files=(settings,), ready=True)
             )
-        )  # fmt: skip
     return found
 
 

@@ -305,6 +305,9 @@ def _read_safetensors(path: Path) -> dict[str, StoredTensor]:
             start, stop = (8 + length + int(offset) for offset in entry["data_offsets"])
             shape = tuple(int(size) for size in entry["shape"])
             found[name] = StoredTensor(path, (name,), shape, _dtype(entry["dtype"]), start)
+            size = getattr(getattr(torch, found[name].dtype, None), "itemsize", None)
+            if size is not None and (stop - start != found[name].numel * size or start < 8):
+                raise ValueError(f"the bytes of {name} are not as many as its shape says")
             end = max(end, stop)
         if path.stat().st_size < end:
             raise ValueError(f"it ends at byte {path.stat().st_size} of {end}")

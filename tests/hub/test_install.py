@@ -318,7 +318,8 @@ def test_downloads_are_installed_part_by_part(spec, released):
     spec = replace(spec, downloads=(download,))
     sources = {
         "transformer": released / "dit", "adapter": released / "vlm_adapter",
-        "vae": released / "wan_vae.safetensors", "text_encoder": released / "Qwen2.5-VL-7B-Instruct",
+        "vae": released / "wan_vae.safetensors",
+        "text_encoder": released / "Qwen2.5-VL-7B-Instruct",
     }  # fmt: skip
     list(install(spec, sources))
     assert spec.find_weights() == model_folder()
@@ -366,6 +367,46 @@ def test_a_gguf_file_is_kept_as_it_is(umt5_spec, mixture):
     )  # fmt: skip
     kept = golden("transformer")["blocks.0.self_attn.q.weight"]
     assert torch.equal(model.blocks[0].attn1.to_q.weight.data, kept)
+
+
+def tiny_clip():
+    """CLIP's picture half under its original names."""
+    width, state = 160, {}
+    for name, shape in (
+        ("patch_embedding.weight", (width, 3, 4, 4)), ("cls_embedding", (1, 1, width)),
+        ("pos_embedding", (1, 17, width)), ("head", (width, 8)),
+        *((f"{norm}.{kind}", (width,)) for norm in ("pre_norm", "post_norm",
+          "transformer.0.norm1", "transformer.0.norm2") for kind in ("weight", "bias")),
+        *((f"transformer.0.{layer}.{kind}", (rows, columns) if kind == "weight" else (rows,))
+          for layer, rows, columns in (("attn.to_qkv", 480, width), ("attn.proj", width, width),
+                                       ("mlp.0", 640, width), ("mlp.2", width, 640))
+          for kind in ("weight", "bias")),
+    ):  # fmt: skip
+        state[f"visual.{name}"] = torch.randn(shape)
+    return {**state, "log_scale": torch.ones([]), "textual.token_embedding.weight": torch.ones(2)}
+
+
+def test_a_card_with_an_image_encoder(umt5_spec, mixture, monkeypatch):
+    """From the original file, which has no settings of how its pictures are prepared."""
+    from transformers import CLIPVisionModel
+
+    spec = replace(
+        umt5_spec,
+        parts=(*umt5_spec.parts, "image_encoder", "image_processor", "scheduler"),
+        dtypes={**umt5_spec.dtypes, "image_encoder": "float32"},
+    )
+    torch.save(tiny_clip(), mixture / "models_clip.pth")
+    with pytest.raises(WeightsMissingError, match="but no scheduler"):
+        list(install_local(spec, mixture))
+    (mixture / "scheduler").mkdir()
+    (mixture / "scheduler" / "scheduler_config.json").write_text("{}")
+    list(install_local(spec, mixture))
+    assert spec.find_weights() == model_folder()
+    model = CLIPVisionModel.from_pretrained(model_folder() / "image_encoder")
+    assert model.dtype == torch.float32
+    settings = json.loads((model_folder() / "image_processor/preprocessor_config.json").read_text())
+    assert settings["size"] == {"height": 224, "width": 224}
+    assert (model_folder() / "scheduler" / "scheduler_config.json").is_symlink()
 
 
 # --- large files -------------------------------------------------------------------------------

@@ -136,6 +136,22 @@ def test_umt5(source, tmp_path):
     torch.testing.assert_close(got[:, :1], golden["context"][:, :1], atol=1e-4, rtol=1e-4)
 
 
+def test_of_a_whole_umt5_the_encoder_is_enough(tmp_path):
+    from transformers import UMT5Config, UMT5ForConditionalGeneration
+
+    settings = UMT5Config(vocab_size=32, d_model=8, d_kv=4, d_ff=16, num_heads=2, num_layers=2)
+    whole = UMT5ForConditionalGeneration(settings)
+    whole.save_pretrained(tmp_path / "in")
+    (found,) = describe(tmp_path / "in")
+    assert (found.kind, found.complete, found.ready) == ("umt5", True, True)
+    list(convert(found, tmp_path / "out", dtype="float32"))
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert not [name for name in stored if name.startswith(("decoder", "lm_head"))]
+    mine = UMT5EncoderModel.from_pretrained(tmp_path / "out").state_dict()
+    theirs = whole.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
 def test_an_adapter(source, tmp_path):
     folder = source("adapter", ".pt")
     run(folder, tmp_path / "adapter", dtype="float32")

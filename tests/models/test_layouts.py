@@ -341,6 +341,33 @@ def test_missing_and_unexpected_keys_are_named(folder, transformer):
     assert not found.complete
 
 
+def test_a_config_of_absurdly_many_layers_is_refused(folder, transformer):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_layers": 10**9}))
+    save_file(transformer, folder / "x.safetensors")
+    with pytest.raises(CheckpointError, match="tells of 1000000000 layers"):
+        describe(folder / "x.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "shape", "text", "empty"])
+def test_damaged_headers_are_reported(folder, transformer, damage):
+    path = folder / "x.safetensors"
+    save_file(transformer, path)
+    data = path.read_bytes()
+    path.write_bytes(
+        {
+            "truncated": data[:-4],
+            "shape": data.replace(b'"shape":[96,96]', b'"shape":[96,95]', 1),
+            "text": data[:20] + b"\xff" * 20 + data[40:],
+            "empty": b"",
+        }[damage]
+    )
+    assert path.read_bytes() != data
+    with pytest.raises(CheckpointError, match="cannot be read as weights"):
+        describe(path)
+    assert "cannot be read as weights" in only(folder).problem
+
+
 class Payload:
     """Unpickling this would create a file."""
 
