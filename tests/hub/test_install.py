@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -628,3 +632,48 @@ def test_a_kill_between_the_old_and_the_new_is_mended(spec, released, moment):
     assert spec.find_weights() == here
     assert not old.exists()
     assert (here / "new.txt").exists() == (moment == "new one ready")
+
+
+INSTALL = """
+import sys, time
+from dataclasses import replace
+from pathlib import Path
+from osp_cli.hub.install import install_local
+from osp_cli.models import kinds
+from osp_cli.registry import find_model
+kinds.model_class("umt5"), kinds.model_class("flash-i2v")
+spec = replace(find_model("uniworld-osp2-14b"), name="tiny", weights="tiny", architecture=None)
+print("ready", flush=True)
+for _ in install_local(spec, Path(sys.argv[1]), stop=lambda: time.sleep(0.004)):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_recovers(spec, released, home):
+    """Each time the model is either not there or whole, and the last attempt makes it."""
+    chance = random.Random(0)
+    command = [sys.executable, "-c", INSTALL, str(released)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = 0
+    for _ in range(8):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"ready\n"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            ended += process.wait(chance.uniform(0, 4)) == 0
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if spec.find_weights() is not None:
+            record = json.loads((model_folder() / RECORD).read_text())
+            for part, facts in record["parts"].items():
+                for name, noted in facts["files"].items():
+                    assert (model_folder() / part / name).stat().st_size == noted["bytes"]
+    assert ended < 8
+    list(install_local(spec, released))
+    assert [path.name for path in (home / "models").iterdir() if path.is_dir()] == ["tiny"]
+    mine = load_transformer(model_folder() / "transformer", dtype=torch.bfloat16).state_dict()
+    direct = load_transformer(
+        released / "dit" / "ema_model_state_dict.pt", dtype=torch.bfloat16
+    ).state_dict()
+    assert all(torch.equal(mine[name], tensor) for name, tensor in direct.items())
