@@ -160,6 +160,54 @@ class Saved(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class PartFound(Event):
+    """Weights for `part` of a model were found at `path`; `title` says in words what they are.
+
+    `kind` and `layout` are those of `osp_cli.models.layouts`, `bytes` the size of the weights.
+    """
+
+    type: ClassVar[str] = "found"
+    part: str
+    kind: str
+    layout: str
+    title: str
+    path: Path
+    dtype: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardConverted(Event):
+    """File `shard` of `num_shards` (counted from 1) of a converted part is whole.
+
+    `reused` tells that an earlier, interrupted conversion had written it.
+    """
+
+    type: ClassVar[str] = "convert"
+    part: str
+    path: Path
+    shard: int
+    num_shards: int
+    bytes: int
+    sha256: str
+    seconds: float
+    reused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Installed(Event):
+    """A model is whole in its folder `path`; `converted` names the parts that were rewritten."""
+
+    type: ClassVar[str] = "installed"
+    model: str
+    path: Path
+    parts: tuple[str, ...]
+    converted: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Failed(Event):
     """A video, or with `item` None the whole run, ended with an error; stderr says the same.
 

@@ -114,13 +114,20 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
         flush_folder(path.parent)
 
 
-def check_free_space(folder: Path, needed_bytes: int, *, what: str) -> None:
+def check_free_space(
+    folder: Path,
+    needed_bytes: int,
+    *,
+    what: str,
+    hint: str = "free some space or choose another folder with -o",
+) -> None:
     """Refuse a run whose files cannot fit, before it starts.
 
     Args:
         folder: where they go; it may be missing yet.
         needed_bytes: how many they are, at most.
         what: who needs them, as in `the latents`.
+        hint: what to do about it.
 
     Raises:
         WontFitError: fewer bytes are free. Where the system does not say, nothing is refused.
@@ -132,10 +139,7 @@ def check_free_space(folder: Path, needed_bytes: int, *, what: str) -> None:
         return
     if free < needed_bytes:
         needed, left = _in_words(needed_bytes, free)
-        raise WontFitError(
-            f"{folder} has {left} free, {what} would take {needed}",
-            hint="free some space or choose another folder with -o",
-        )
+        raise WontFitError(f"{folder} has {left} free, {what} would take {needed}", hint=hint)
 
 
 def hidden_sibling(path: Path, ending: str) -> Path:

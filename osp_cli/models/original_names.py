@@ -1,20 +1,24 @@
-"""Parameter names of the original Wan, FlashI2V and umT5 checkpoints, as our classes call them.
+"""Parameter names of the original Wan, FlashI2V, umT5 and CLIP checkpoints, as our classes say.
 
 Each function takes a state dict under either naming and returns it under the diffusers or
 transformers one; names it does not know pass through and are reported by whoever fills a model.
+Values are only handed on, so they may be tensors or what stands for them in a file.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     # Names alone are told without torch, before anything is loaded.
     from torch import Tensor
 
+    from osp_cli.models.stored import StoredTensor
+
 State: TypeAlias = "dict[str, Tensor]"
+_T = TypeVar("_T")
 
 TRANSFORMER_ROOTS = {
     "time_embedding.0": "condition_embedder.time_embedder.linear_1",
@@ -24,6 +28,12 @@ TRANSFORMER_ROOTS = {
     "time_projection.1": "condition_embedder.time_proj",
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
+    # Image-to-video transformers: what CLIP saw of the picture; emb_pos where it saw two.
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
 }
 TRANSFORMER_BLOCK_PARTS = {
     "modulation": "scale_shift_table",
@@ -43,6 +53,10 @@ TRANSFORMER_BLOCK_PARTS = {
             ("norm_k", "norm_k"),
         )
     },
+    # Image-to-video transformers only.
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
 }
 
 _VAE_RESIDUAL_PARTS = {
@@ -79,8 +93,22 @@ _UMT5_BLOCK_PARTS = {
     **{f"attn.{name}": f"layer.0.SelfAttention.{name}" for name in "qkvo"},
 }
 
+_CLIP_ROOTS = {
+    "patch_embedding": "embeddings.patch_embedding",
+    # transformers spells it so.
+    "pre_norm": "pre_layrnorm",
+    "post_norm": "post_layernorm",
+}
+_CLIP_LAYER_PARTS = {
+    "norm1": "layer_norm1",
+    "norm2": "layer_norm2",
+    "attn.proj": "self_attn.out_proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.2": "mlp.fc2",
+}
 
-def transformer_from_original(state: Mapping[str, Tensor]) -> State:
+
+def transformer_from_original(state: Mapping[str, _T]) -> dict[str, _T]:
     """Wan and FlashI2V transformers; `fourier_embedding` and `learnable_proj` keep their names."""
     if not any(name.startswith("head.") or ".self_attn." in name for name in state):
         return dict(state)
@@ -94,7 +122,7 @@ def transformer_name(name: str) -> str:
     return _replace_head(name, TRANSFORMER_ROOTS)
 
 
-def autoencoder_from_original(state: Mapping[str, Tensor]) -> State:
+def autoencoder_from_original(state: Mapping[str, _T]) -> dict[str, _T]:
     """`Wan2.1_VAE.pth`, with any number of levels and residual blocks."""
     if not any(".residual." in name for name in state):
         return dict(state)
@@ -112,7 +140,7 @@ def autoencoder_from_original(state: Mapping[str, Tensor]) -> State:
     return _renamed(state, rename)
 
 
-def umt5_from_original(state: Mapping[str, Tensor]) -> State:
+def umt5_from_original(state: Mapping[str, _T]) -> dict[str, _T]:
     """`models_t5_umt5-xxl-enc-bf16.pth` into `UMT5EncoderModel`."""
     if "token_embedding.weight" not in state:
         return dict(state)
@@ -128,6 +156,39 @@ def umt5_from_original(state: Mapping[str, Tensor]) -> State:
     renamed = _renamed(state, rename)
     # One tensor under both of its names.
     renamed["encoder.embed_tokens.weight"] = renamed["shared.weight"]
+    return renamed
+
+
+def clip_vision_from_original(state: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The picture's half of `models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth`.
+
+    Its three attention projections lie in one matrix, queries first. The text half, the head that
+    joins the two and the temperature are dropped: video models read the layers below.
+
+    Names and order follow the published class (Wan2.1, `wan/modules/clip.py`); the published file
+    itself could not be read when this was written.
+    """
+    if "visual.cls_embedding" not in state:
+        return dict(state)
+    renamed: dict[str, StoredTensor] = {}
+    for name, tensor in state.items():
+        if name.startswith("textual.") or name in ("visual.head", "log_scale"):
+            continue
+        inner = name.removeprefix("visual.")
+        if inner == "cls_embedding":
+            renamed["embeddings.class_embedding"] = tensor.reshaped(tensor.shape[-1:])
+        elif inner == "pos_embedding":
+            renamed["embeddings.position_embedding.weight"] = tensor.reshaped(tensor.shape[-2:])
+        elif fused := re.fullmatch(r"transformer\.(\d+)\.attn\.to_qkv\.(\w+)", inner):
+            third = tensor.shape[0] // 3
+            for index, part in enumerate("qkv"):
+                new = f"encoder.layers.{fused[1]}.self_attn.{part}_proj.{fused[2]}"
+                renamed[new] = tensor.part(index * third, (index + 1) * third)
+        elif layer := re.fullmatch(r"transformer\.(\d+)\.(.+)", inner):
+            new = _replace_head(layer[2], _CLIP_LAYER_PARTS)
+            renamed[f"encoder.layers.{layer[1]}.{new}"] = tensor
+        else:
+            renamed[_replace_head(inner, _CLIP_ROOTS)] = tensor
     return renamed
 
 
@@ -158,5 +219,5 @@ def _replace_head(name: str, table: Mapping[str, str]) -> str:
     return name
 
 
-def _renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> State:
+def _renamed(state: Mapping[str, _T], rename: Callable[[str], str]) -> dict[str, _T]:
     return {rename(name): tensor for name, tensor in state.items()}

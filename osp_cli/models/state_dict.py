@@ -7,10 +7,11 @@ which knows tensors and plain containers only. A key that is missing or left ove
 from __future__ import annotations
 
 import json
-import pickle
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from accelerate import init_empty_weights
@@ -26,6 +27,8 @@ from osp_cli.models.original_names import (
     transformer_from_original,
     umt5_from_original,
 )
+from osp_cli.models.positions import GRID_CHANNELS
+from osp_cli.models.stored import PICKLED, load_pickled, strip_prefixes
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 
 if TYPE_CHECKING:
@@ -33,10 +36,7 @@ if TYPE_CHECKING:
 
 Config = Mapping[str, Any] | Path | None
 
-_PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-# What trainers put in front of every name of a model.
-_PREFIXES = ("module.", "model.diffusion_model.", "diffusion_model.")
-_BRANCHES = ("fourier_embedding", "learnable_proj")
+BRANCHES = ("fourier_embedding", "learnable_proj")
 _MOST_NAMED = 20
 # Every released Wan transformer has heads of this width.
 _RELEASED_HEAD_DIM = 128
@@ -47,6 +47,13 @@ _ORIGINAL_TRANSFORMER_CONFIG = {
     "num_heads": "num_attention_heads",
 }
 _ORIGINAL_VAE_CONFIG = {"dim": "base_dim"}
+
+
+class Shaped(Protocol):
+    """A tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
 
 
 def load_transformer(
@@ -72,10 +79,10 @@ def load_transformer(
         CheckpointError: They are damaged, or their keys or shapes do not fit; all named.
     """
     state = transformer_from_original(read_state_dict(path))
-    settings = transformer_config(_read_config(path, config), state, path)
+    settings = transformer_config(read_config(path, config), state, path)
     with init_empty_weights():
         model = FlashI2VTransformer3DModel(**settings)
-    absent = [name for name in _BRANCHES if not any(key.startswith(f"{name}.") for key in state)]
+    absent = [name for name in BRANCHES if not any(key.startswith(f"{name}.") for key in state)]
     left_out = absent if allow_missing_branches else []
     fill(model, state, path, dtype=dtype, left_out=left_out)
     model.reset_branches(left_out)
@@ -96,9 +103,9 @@ def load_autoencoder(
     from diffusers import AutoencoderKLWan
 
     state = autoencoder_from_original(read_state_dict(path))
-    settings = _rename_config(_read_config(path, config), _ORIGINAL_VAE_CONFIG)
+    settings = _rename_config(read_config(path, config), _ORIGINAL_VAE_CONFIG)
     with init_empty_weights():
-        model = AutoencoderKLWan(**_accepted(AutoencoderKLWan, settings))
+        model = AutoencoderKLWan(**accepted(AutoencoderKLWan, settings))
     fill(model, state, path, dtype=dtype)
     return model.eval()
 
@@ -116,7 +123,7 @@ def load_umt5(path: Path, *, config: Config, dtype: torch.dtype | None = None) -
     from transformers import UMT5Config, UMT5EncoderModel
 
     state = umt5_from_original(read_state_dict(path))
-    original = _read_config(path, config)
+    original = read_config(path, config)
     settings = UMT5Config(
         vocab_size=original["vocab_size"],
         d_model=original["dim"],
@@ -161,10 +168,8 @@ def read_state_dict(path: Path) -> State:
     state: State = {}
     for file in _weight_files(Path(path)):
         state.update(_read_file(file))
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    return state
+    prefix = strip_prefixes(state)
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
 
 
 def fill(
@@ -185,36 +190,63 @@ def fill(
     Raises:
         CheckpointError: Keys missing, left over, or of another shape; named.
     """
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing = [n for n in expected if n not in state and n.split(".")[0] not in left_out]
-    unexpected = [name for name in state if name not in expected]
-    misshapen = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name])}"
-        for name, tensor in state.items()
-        if name in expected and tensor.shape != expected[name]
-    ]
-    problems = [
-        f"{len(names)} {kind}: {_listed(names)}"
-        for kind, names in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if problems:
+    wanted = {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if name in state or name.split(".")[0] not in left_out
+    }
+    if problem := misfits(wanted, state).sentence:
         raise CheckpointError(
-            f"the weights in {source} do not fit {type(model).__name__}: {'; '.join(problems)}"
+            f"the weights in {source} do not fit {type(model).__name__}: {problem}"
         )
-    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
 
     def cast(name: str, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return tensor.to(torch.float32 if keep & set(name.split(".")) else dtype or tensor.dtype)
+        return tensor.to(torch.float32 if kept_in_fp32(model, name) else dtype or tensor.dtype)
 
     model.load_state_dict(
         {name: cast(name, tensor) for name, tensor in state.items()}, strict=False, assign=True
+    )
+
+
+def kept_in_fp32(model: object, name: str) -> bool:
+    """Whether a weight of a model, or of its class, loses too much in half precision."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    return bool(kept & set(name.split(".")))
+
+
+@dataclass(frozen=True, slots=True)
+class Misfits:
+    """In what the weights of a file are others than a model's, by name."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """Everything that does not fit; empty where all does."""
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "of another shape": self.misshapen,
+        }
+        return "; ".join(
+            f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names
+        )
+
+
+def misfits(expected: Mapping[str, Shaped], found: Mapping[str, Shaped]) -> Misfits:
+    """Compare names and shapes of what a model has with those of what was found."""
+    return Misfits(
+        [name for name in expected if name not in found],
+        [name for name in found if name not in expected],
+        [
+            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            for name, tensor in found.items()
+            if name in expected and tuple(tensor.shape) != tuple(expected[name].shape)
+        ],
     )
 
 
@@ -243,17 +275,12 @@ def _weight_files(path: Path) -> list[Path]:
 def _read_file(path: Path) -> State:
     if not path.is_file():
         raise WeightsMissingError(f"the weight file {path} is missing")
-    try:
-        if path.suffix not in _PICKLED:
+    if path.suffix not in PICKLED:
+        try:
             return load_file(path)
-        contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, and reading it could run code",
-            hint="convert it to .safetensors where you trust it",
-        ) from error
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read as weights: {error}") from error
+    contents = load_pickled(path)
     if not (isinstance(contents, dict) and _only_tensors(contents.values())):
         raise CheckpointError(f"{path} is not a plain table of named tensors")
     return dict(contents)
@@ -263,7 +290,8 @@ def _only_tensors(values: Iterable[object]) -> bool:
     return all(isinstance(value, Tensor) for value in values)
 
 
-def _read_config(path: Path, config: Config) -> dict[str, Any]:
+def read_config(path: Path, config: Config = None) -> dict[str, Any]:
+    """The settings that are given, or those in `config.json` beside the weights, if any."""
     if isinstance(config, Mapping):
         return dict(config)
     if config is None:
@@ -277,14 +305,14 @@ def _rename_config(config: Mapping[str, Any], table: Mapping[str, str]) -> dict[
     return {table.get(name, name): value for name, value in config.items()}
 
 
-def _accepted(model_class: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the class has an argument for."""
+def accepted(model_class: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a class of diffusers has an argument for."""
     known = model_class._get_init_keys(model_class)
     return {name: value for name, value in settings.items() if name in known}
 
 
 def transformer_config(
-    config: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
+    config: Mapping[str, Any], state: Mapping[str, Shaped], path: Path
 ) -> dict[str, Any]:
     """Arguments of the transformer: what `config` says, else what the shapes say."""
     settings = _rename_config(config, _ORIGINAL_TRANSFORMER_CONFIG)
@@ -294,7 +322,7 @@ def transformer_config(
         # Original configs only say whether; the one kind there is has this name in diffusers.
         settings["qk_norm"] = "rms_norm_across_heads" if settings["qk_norm"] else None
     inner_dim = settings.get("dim")
-    shapes = {name: tensor.shape for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if patch := shapes.get("patch_embedding.weight"):
         inner_dim = patch[0]
         settings.setdefault("in_channels", patch[1])
@@ -315,14 +343,19 @@ def transformer_config(
         ("freq_dim", "condition_embedder.time_embedder.linear_1.weight", 1),
         ("ffn_dim", "blocks.0.ffn.net.0.proj.weight", 0),
         ("projection_channels", "learnable_proj.proj.0.weight", 0),
-        ("position_channels", "position_embedding.weight", 1),
+        # Of image-to-video transformers, which are told what CLIP saw.
+        ("image_dim", "condition_embedder.image_embedder.norm1.weight", 0),
+        ("added_kv_proj_dim", "blocks.0.attn2.add_k_proj.weight", 1),
+        ("pos_embed_seq_len", "condition_embedder.image_embedder.pos_embed", 1),
     ):
         if key in shapes:
             settings.setdefault(name, shapes[key][axis])
+    if coordinates := shapes.get("position_embedding.weight"):
+        settings.setdefault("position_channels", coordinates[1] - GRID_CHANNELS)
     if "proj_out.weight" in shapes and "patch_size" in settings:
-        volume = torch.Size(settings["patch_size"]).numel()
+        volume = math.prod(settings["patch_size"])
         settings.setdefault("out_channels", shapes["proj_out.weight"][0] // volume)
     if "learnable_proj.proj.0.weight" in shapes:
         kernel = shapes["learnable_proj.proj.0.weight"][2]
         settings.setdefault("conv3x3x3_proj", kernel == 3)
-    return _accepted(FlashI2VTransformer3DModel, settings)
+    return accepted(FlashI2VTransformer3DModel, settings)

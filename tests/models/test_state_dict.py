@@ -132,8 +132,8 @@ def test_missing_keys_are_named(saved, original, key):
 
 
 def test_unexpected_keys_are_named(saved, original):
-    original["img_emb.proj.0.weight"] = torch.zeros(3)
-    with pytest.raises(CheckpointError, match=r"1 unexpected: img_emb\.proj\.0\.weight"):
+    original["vace_blocks.0.before_proj.weight"] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match=r"1 unexpected: vace_blocks\.0\.before_proj\.weight"):
         load_transformer(saved(original))
 
 
