@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import runpy
@@ -19,9 +20,11 @@ from osp_cli.errors import CheckpointError, InvalidRequestError, RuntimeFailureE
 from osp_cli.events import Loaded, Notice
 from osp_cli.loras import find_lora, installed_loras, loras_home
 from osp_cli.media.recipes import read_recipe
+from osp_cli.models.gguf import gguf_file, load_gguf
 from osp_cli.models.lora import parameter_shapes
 from osp_cli.models.lora_fit import installed_shapes
 from osp_cli.models.state_dict import load_transformer
+from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.runtime.adapters import apply_loras, check_loras
 from osp_cli.runtime.batch import run_batch
 from osp_cli.runtime.contact import run_contact
@@ -387,3 +390,28 @@ def test_print_config_shows_them_as_a_file_takes_them(own_home, capsys):
     assert main(["generate", "--config", "mine.toml", "--print-config", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["lora"]
     assert told == {"value": ["a,b.safetensors:0.5", "c"], "origin": "mine.toml"}
+
+
+def test_a_transformer_in_gguf_carries_loras_beside_its_weights(lora, tmp_path):
+    rooms = Path(__file__).parents[1]
+    packed = SimpleNamespace(**runpy.run_path(str(rooms / "models" / "test_gguf.py")))
+    torch.manual_seed(0)
+    plain = FlashI2VTransformer3DModel(**packed.CONFIG).eval()
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    pairs = FILES.factors(plain)
+    FILES.write(Path("style.safetensors"), "musubi", pairs)
+    loras = choices("style.safetensors:0.5")
+    folder = packed.write(tmp_path / "transformer", plain)
+    model = load_gguf(FlashI2VTransformer3DModel, gguf_file(folder), dtype=torch.float32)
+    apply_loras(model, loras, "tiny")
+    assert any("lora_" in name for name, _ in model.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(1, 16, 2, 4, 4, generator=generator)
+    text = torch.randn(1, 6, 64, generator=generator)
+    with torch.inference_mode():
+        before, got, expected = (
+            m(latents, torch.tensor([300.0]), text).sample
+            for m in (plain, model, apply_loras(copy.deepcopy(plain), loras, "tiny"))
+        )
+    assert (got - expected).norm() < 0.1 * (before - expected).norm()
