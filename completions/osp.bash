@@ -62,6 +62,13 @@ _osp_takes_value() {
             'generate --max-vram' | \
             'generate --max-ram' | \
             'generate --config' | \
+            'download --local' | \
+            'download --revision' | \
+            'download --include' | \
+            'download --exclude' | \
+            'download --mirror' | \
+            'download --jobs' | \
+            'download --limit-rate' | \
             'bench --photos' | \
             'bench --out' | \
             'bench --weights' | \
@@ -88,6 +95,7 @@ _osp_values() {
         'generate --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
         'generate --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
         'generate --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+        'download --local') _osp_files "$3" '*' ;;
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
         'bench --weights') _osp_files "$3" '*' ;;
@@ -101,6 +109,7 @@ _osp_options() {
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
         'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--max-vram' '--max-ram' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'bench') _osp_words "$2" '--quick' '--photos' '--out' '--weights' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'completion') _osp_words "$2" '--debug' '--help' '-h' ;;
@@ -122,11 +131,12 @@ _osp_has_inside() {
 _osp_arguments() {
     case "$1 $2" in
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
+        'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
         'bench 0') _osp_words "$3" 'mini' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
         'models inspect 0') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
-        ' 0') _osp_words "$3" 'generate' 'styles' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
+        ' 0') _osp_words "$3" 'generate' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
         'models 0') _osp_words "$3" 'inspect' ;;
     esac
 }

@@ -43,6 +43,13 @@ function __osp_place
         'generate --max-vram' \
         'generate --max-ram' \
         'generate --config' \
+        'download --local' \
+        'download --revision' \
+        'download --include' \
+        'download --exclude' \
+        'download --mirror' \
+        'download --jobs' \
+        'download --limit-rate' \
         'bench --photos' \
         'bench --out' \
         'bench --weights' \
@@ -131,6 +138,14 @@ function __osp_values_dtype
 end
 
 function __osp_values_model
+    printf '%s\t%s\n' \
+        'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
+        'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
+        'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
+        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
+end
+
+function __osp_values_models
     printf '%s\t%s\n' \
         'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
         'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
@@ -273,6 +288,27 @@ complete -c osp -n '__osp_in styles' -l 'json' -d 'One JSON object per line on s
 complete -c osp -n '__osp_in styles' -l 'debug' -d 'Show a traceback with an error'
 complete -c osp -n '__osp_in styles' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in styles' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at osp 0' -a 'download' -d 'Fetch the weights of models, or go on with it, and check them'
+complete -c osp -n '__osp_in download' -l 'list' -d 'Show what there is: size, licence, what is installed, what fits this machine'
+complete -c osp -n '__osp_in download' -l 'dry-run' -d 'Show the files, bytes and free space, and exit'
+complete -c osp -n '__osp_in download' -l 'verify' -d 'Read what is here again and compare its hashes'
+complete -c osp -n '__osp_in download' -l 'local' -r -F -d 'Install weights that are on this disk, in any layout'
+complete -c osp -n '__osp_in download' -l 'revision' -r -f -d 'Branch, tag or commit of the model\'s own repository [the card\'s]'
+complete -c osp -n '__osp_in download' -l 'include' -r -f -d 'Only files that match, into the cache; may be repeated [all]'
+complete -c osp -n '__osp_in download' -l 'exclude' -r -f -d 'No files that match; may be repeated [none]'
+complete -c osp -n '__osp_in download' -l 'mirror' -r -f -d 'Ask this server first, without your token; may be repeated [none]'
+complete -c osp -n '__osp_in download' -l 'jobs' -r -f -d 'Files at a time [4]'
+complete -c osp -n '__osp_in download' -l 'limit-rate' -r -f -d 'Bytes a second of all files together, as in 500K or 5M [unlimited]'
+complete -c osp -n '__osp_in download' -l 'offline' -d 'Never touch the network'
+complete -c osp -n '__osp_in download' -l 'overwrite' -d 'Install anew what is installed, also from elsewhere'
+complete -c osp -n '__osp_in download' -s 'y' -d 'Install anew what is installed, also from elsewhere'
+complete -c osp -n '__osp_in download' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in download' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in download' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in download' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in download' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in download' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at download 0' -f -a '(__osp_values_models)'
 complete -c osp -n '__osp_at osp 0' -a 'doctor' -d 'Look at this machine, and tell what would run on it'
 complete -c osp -n '__osp_in doctor' -l 'json' -d 'One JSON object per line on stdout'
 complete -c osp -n '__osp_in doctor' -l 'debug' -d 'Show a traceback with an error'

@@ -27,7 +27,7 @@ LOCAL_CONFIG = Path("osp.toml")
 
 # Every dial's own, and those that are read elsewhere.
 VARIABLES: Mapping[str, str] = {dial.variable: dial.name for dial in DIALS.values()}
-OTHER_VARIABLES = ("OSP_HOME",)
+OTHER_VARIABLES = ("OSP_HOME", "OSP_OFFLINE")
 
 
 @dataclass(frozen=True, slots=True)

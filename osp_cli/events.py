@@ -235,6 +235,102 @@ class Done(Event):
     skipped_steps: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class DownloadPlanned(Event):
+    """What a download will fetch and where to; nothing has been fetched yet.
+
+    Attributes:
+        models: names of the model cards.
+        num_files: of all models together.
+        total_bytes: of these files.
+        cached_bytes: of them that are in the cache, whole.
+        partial_bytes: of them that an earlier run left, from which this one goes on.
+        fetch_bytes: that are left to fetch.
+        cache: the folder that files are fetched into, shared with other programs.
+        cache_free_bytes: on its disk; None where the system does not tell.
+        home: the folder that models are installed in.
+        home_free_bytes: on its disk, likewise.
+        convert_bytes: that are written there at most; what fits as it is is only linked.
+        unchecked: models whose card was never compared with the hub.
+    """
+
+    type: ClassVar[str] = "download"
+    models: tuple[str, ...]
+    num_files: int
+    total_bytes: int
+    cached_bytes: int
+    partial_bytes: int
+    fetch_bytes: int
+    cache: Path
+    cache_free_bytes: int | None
+    home: Path
+    home_free_bytes: int | None
+    convert_bytes: int
+    unchecked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FilePlanned(Event):
+    """A file of the download. `here_bytes` of its `bytes` need not be fetched."""
+
+    type: ClassVar[str] = "file"
+    repo: str
+    path: str
+    bytes: int
+    here_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileProgress(Event):
+    """`done_bytes` of a file's `bytes` have come (stage `fetch`) or were read again (`check`)."""
+
+    type: ClassVar[str] = "progress"
+    repo: str
+    path: str
+    stage: str
+    done_bytes: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileFetched(Event):
+    """A file is in the cache, whole, and its contents have the right hash.
+
+    Attributes:
+        digest: SHA-256 of a large file, the hash of git (SHA-1) of a small one.
+        seconds: that it took.
+        cached: it was here already.
+    """
+
+    type: ClassVar[str] = "fetched"
+    repo: str
+    path: str
+    bytes: int
+    digest: str
+    seconds: float
+    cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FileVerified(Event):
+    """The contents of a file were read and compared. `problem` says what is wrong, or is None."""
+
+    type: ClassVar[str] = "verified"
+    repo: str
+    path: str
+    bytes: int
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Event):
+    """All of `num_files` files were read, `bytes` in all, and are as they were published."""
+
+    type: ClassVar[str] = "as_published"
+    num_files: int
+    bytes: int
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(part) for part in value]

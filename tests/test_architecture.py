@@ -150,6 +150,9 @@ def test_help_loads_nothing_heavy(tmp_path):
         (2, ["generate", "cat.png", "-o", "taken.mp4"]),
         (2, ["generate", "cat.png", "--stile", "ink"]),
         (3, ["generate", "cat.png", "--model", "uniworld-osp2-14b"]),
+        (2, ["download", "nonesuch"]),
+        (3, ["download", "uniworld-osp2-14b", "--offline"]),
+        (0, ["download", "--list"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else str(value),
 )

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from osp_cli import __version__
-from osp_cli.cli import bench, completion, console, doctor
+from osp_cli.cli import bench, completion, console, doctor, download
 from osp_cli.cli.generate import EXAMPLES, generate
 from osp_cli.cli.models import EXAMPLES as MODELS_EXAMPLES
 from osp_cli.cli.models import models
@@ -36,6 +36,7 @@ app = typer.Typer(
 app.command(epilog=EXAMPLES)(generate)
 app.command()(styles)
 app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
+app.command(epilog=download.EXAMPLES)(download.download)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
 app.command(epilog=completion.EXAMPLES)(completion.completion)

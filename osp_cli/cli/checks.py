@@ -306,13 +306,21 @@ def _model(spec: ModelSpec) -> Finding:
     if place is None:
         place = spec.weights_places()[-1]
         message = f"{spec.name} is not installed, it would be in {place}"
-        return Finding("model", "note", message, None, {**values, "path": str(place)})
+        hint = f"osp download {spec.name}" if spec.downloads else None
+        return Finding("model", "note", message, hint, {**values, "path": str(place)})
     sizes = [file.stat().st_size for file in place.rglob("*") if file.is_file()]
     values |= {"path": str(place), "bytes": sum(sizes)}
     if (damage := _damage(place)) is not None:
-        hint = "fetch or copy the model again"
+        hint = _mend(spec)
         return Finding("model", "note", f"{spec.name} is damaged: {damage}", hint, values)
     return Finding("model", "ok", f"{spec.name}, {_size(sum(sizes))} in {place}", None, values)
+
+
+def _mend(spec: ModelSpec) -> str:
+    """What to do about a damaged model."""
+    if spec.downloads:
+        return f"osp download {spec.name} fetches what is damaged"
+    return "install osp-cli again" if spec.embedded else "copy the model again"
 
 
 def _damage(folder: Path) -> str | None:
@@ -375,11 +383,9 @@ def _check_settings() -> Iterator[Finding]:
 
 
 def _check_hub_cache() -> Iterator[Finding]:
-    # As huggingface_hub settles it, which takes a while to import.
-    home = os.environ.get("HF_HOME") or Path(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "huggingface"
-    )
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    from osp_cli.hub.cache import cache_root
+
+    cache = cache_root()
     there = "" if cache.is_dir() else ", not there yet"
     values = {"path": str(cache), "exists": cache.is_dir()}
     yield Finding("download cache", "ok", f"{cache}{there}", None, values)
@@ -454,9 +460,10 @@ def _check_run() -> Iterator[Finding]:
     except OspError as error:
         yield Finding("run", "problem", error.message, error.hint)
         return
-    if (damage := _damage(find_model(plan.model).weights_dir())) is not None:
+    spec = find_model(plan.model)
+    if (damage := _damage(spec.weights_dir())) is not None:
         message = f"{plan.model} is damaged: {damage}"
-        yield Finding("run", "problem", message, "fetch or copy the model again")
+        yield Finding("run", "problem", message, _mend(spec))
         return
     needed = plan.expected_peak_bytes
     time = "" if plan.expected_seconds is None else f", about {plan.expected_seconds:g} s"

@@ -93,13 +93,19 @@ def columns() -> int:
     return shutil.get_terminal_size().columns
 
 
-def write_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Write rows to stdout: a table on a terminal, tab-separated lines elsewhere."""
+def write_table(
+    headings: tuple[str, ...], rows: list[tuple[str, ...]], *, least_columns: int = 60
+) -> None:
+    """Write rows to stdout: a table on a terminal, tab-separated lines elsewhere.
+
+    Args:
+        least_columns: a narrower terminal gets the cells of a row one below the other.
+    """
     if not is_terminal(sys.stdout):
         for row in rows:
             write_line("\t".join(row))
         return
-    if columns() < 60:
+    if columns() < least_columns:
         import textwrap
 
         for row in rows:

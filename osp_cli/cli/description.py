@@ -84,7 +84,7 @@ def known_values() -> Mapping[str, Values]:
     nothing = Values()
     free = (
         "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff seed count "
-        "max-vram max-ram"
+        "max-vram max-ram revision include exclude mirror jobs limit-rate"
     )
     return {
         **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),
@@ -99,7 +99,10 @@ def known_values() -> Mapping[str, Values]:
                 (NO_STYLE, "No style"),
             )
         ),
-        "model": Values(words=tuple((m.name, m.description) for m in model_specs().values())),
+        **dict.fromkeys(
+            ("model", "models"),
+            Values(words=tuple((m.name, m.description) for m in model_specs().values())),
+        ),
         "lora": Values(files=True, suffixes=("safetensors",)),
         "device": _plain(DEVICES),
         "dtype": _plain(("auto", *DTYPES)),
@@ -112,7 +115,7 @@ def known_values() -> Mapping[str, Values]:
         "shell": _plain(tuple(SCRIPTS)),
         "document": Values(words=tuple(DOCUMENTS.items())),
         "subject": Values(words=tuple(SUBJECTS.items())),
-        **dict.fromkeys(("photos", "out", "weights"), Values(files=True)),
+        **dict.fromkeys(("photos", "out", "weights", "local"), Values(files=True)),
         "files": Values(files=True, suffixes=("safetensors",)),
     }
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from osp_cli.dials import LoraChoice
 from osp_cli.errors import CheckpointError, InvalidRequestError
+from osp_cli.hub.hashes import file_hash
 from osp_cli.loras import find_lora
 from osp_cli.models.lora_file import LoraFile, read_lora
 from osp_cli.models.lora_fit import fit_lora, installed_shapes
-from osp_cli.runtime.hashes import file_hash
 
 if TYPE_CHECKING:
     from osp_cli.requests import GenerateRequest

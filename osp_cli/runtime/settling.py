@@ -13,6 +13,7 @@ from PIL import Image
 
 from osp_cli.errors import UnreadableMediaError
 from osp_cli.events import Planned
+from osp_cli.hub.hashes import weights_hash
 from osp_cli.media.files import check_free_space
 from osp_cli.media.image import (
     LoadedImage,
@@ -28,7 +29,6 @@ from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
 from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
-from osp_cli.runtime.hashes import weights_hash
 from osp_cli.runtime.kernels import check_attention
 from osp_cli.runtime.planner import make_plan, with_time
 from osp_cli.runtime.quantize import check_quant

@@ -15,6 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
+
+from hub_fixtures import fake_hub, hub_home, wee  # noqa: F401
+
 from osp_cli import registry
 from osp_cli.cli.app import main
 from osp_cli.events import (

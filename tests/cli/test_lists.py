@@ -61,5 +61,5 @@ def test_help_shows_commands_and_examples(osp, args):
 
 
 def test_only_finished_commands_are_offered(osp):
-    for command in ("stylize", "extend", "download", "train-lora"):
+    for command in ("stylize", "extend", "train-lora"):
         assert osp(command).code == 2

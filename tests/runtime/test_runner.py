@@ -510,7 +510,7 @@ def test_a_dry_run_reads_no_weights(request_for, monkeypatch, loading_is_a_mista
     def read(*_):
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr("osp_cli.runtime.hashes._read", read)
+    monkeypatch.setattr("osp_cli.hub.hashes._read", read)
     planned, notices = preview_plan(request_for())
     assert notices == []
     assert planned.plan.expected_seconds > 0

@@ -1,10 +1,14 @@
-"""SHA-256 of weight files, remembered for the large ones: a 14B takes a minute to read."""
+"""SHA-256 of weight files, remembered for the large ones: a 14B takes a minute to read.
+
+What a download has just checked is remembered too, so the first run does not read it again.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,8 @@ from osp_cli.registry import weights_home
 
 # Below this, reading the file is quicker than remembering would be worth.
 _REMEMBERED_BYTES = 64 * 2**20
+# Several files are fetched at once, and each is remembered when it is whole.
+_LOCK = threading.Lock()
 
 
 def weights_hash(folder: Path) -> dict[str, str]:
@@ -41,17 +47,51 @@ def _hashes(paths: Sequence[Path]) -> dict[Path, str]:
     return hashes
 
 
+def known_hash(path: Path) -> str | None:
+    """SHA-256 of a large file that was read before and has not changed since; None of others."""
+    if not _is_large(path):
+        return None
+    return _recalled(path, _read_memory())
+
+
+def remember_hash(path: Path, sha256: str) -> None:
+    """Remember the SHA-256 of a file that was just read; small ones need no memory."""
+    if not _is_large(path):
+        return
+    with _LOCK:
+        known = _read_memory()
+        known[str(path.resolve())] = {"stamp": _stamp(path), "sha256": sha256}
+        _write_memory(known)
+
+
+def forget_hash(path: Path) -> None:
+    """Read the file again next time, whatever was remembered."""
+    with _LOCK:
+        known = _read_memory()
+        if known.pop(str(path.resolve()), None) is not None:
+            _write_memory(known)
+
+
 def _hash(path: Path, known: dict[str, Any]) -> str:
     if not _is_large(path):
         return _read(path)
-    stat = path.stat()
-    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    match known.get(str(path.resolve())):
-        case {"stamp": found, "sha256": str(digest)} if found == stamp:
-            return digest
+    if (digest := _recalled(path, known)) is not None:
+        return digest
     digest = _read(path)
-    known[str(path.resolve())] = {"stamp": stamp, "sha256": digest}
+    known[str(path.resolve())] = {"stamp": _stamp(path), "sha256": digest}
     return digest
+
+
+def _recalled(path: Path, known: dict[str, Any]) -> str | None:
+    match known.get(str(path.resolve())):
+        case {"stamp": found, "sha256": str(digest)} if found == _stamp(path):
+            return digest
+    return None
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _read(path: Path) -> str:

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from osp_cli.runtime import hashes
-from osp_cli.runtime.hashes import weights_hash
+from osp_cli.hub import hashes
+from osp_cli.hub.hashes import weights_hash
 
 
 @pytest.fixture(autouse=True)
