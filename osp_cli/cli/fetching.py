@@ -93,6 +93,14 @@ class FetchDisplay(Display):
             case events.Verified():
                 self.rest()
                 self.line(f"{event.num_files} files, {in_words(event.bytes)}: all as published")
+            case events.PartFound():
+                self.rest()
+                self.line(f"{event.part}: {event.title}")
+            case events.ShardConverted():
+                self.converted(event)
+            case events.Installed():
+                what = f", converted: {', '.join(event.converted)}" if event.converted else ""
+                self.line(f"{event.model} is installed{what}")
             case events.Saved():
                 self.rest()
             case events.Done(seconds):
@@ -118,6 +126,13 @@ class FetchDisplay(Display):
 
     def fetched(self, event: events.FileFetched | events.FileVerified) -> None:
         """A file is whole."""
+
+    def converted(self, event: events.ShardConverted) -> None:
+        """A file of a converted part is whole."""
+        is_last = event.shard == event.num_shards
+        if is_last or self._now() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = self._now()
+            self.line(f"convert {event.part}: file {event.shard} of {event.num_shards}")
 
 
 class FetchBars(FetchDisplay):
