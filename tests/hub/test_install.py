@@ -37,6 +37,7 @@ from osp_cli.models.state_dict import load_adapter, load_autoencoder, load_trans
 from osp_cli.registry import Architecture, Download, find_model, weights_home
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime import runner
+from osp_cli.runtime.devices import this_machine
 from osp_cli.runtime.loading import load_components
 from osp_cli.runtime.planner import make_plan
 
@@ -144,7 +145,8 @@ def test_a_released_folder_becomes_a_model_that_runs(spec, released, tmp_path):
         image=tmp_path / "cat.png", prompt="pan left", output=Path("clip.mp4"), model="tiny",
         num_frames=5, num_inference_steps=2, guidance_scale=2.0, shift=3.0, seed=1, device="cpu",
     )  # fmt: skip
-    plan = make_plan(request, spec, size=(32, 32), device="cpu", weights=model_folder())
+    machine = this_machine(torch.device("cpu"))
+    plan = make_plan(request, spec, size=(32, 32), machine=machine, weights=model_folder())
     *_, components = load_components(spec, plan, model_folder())
     direct = load_transformer(
         released / "dit" / "ema_model_state_dict.pt", dtype=getattr(torch, plan.dtype)
