@@ -145,8 +145,8 @@ def test_a_released_folder_becomes_a_model_that_runs(spec, released, tmp_path):
         image=tmp_path / "cat.png", prompt="pan left", output=Path("clip.mp4"), model="tiny",
         num_frames=5, num_inference_steps=2, guidance_scale=2.0, shift=3.0, seed=1, device="cpu",
     )  # fmt: skip
-    there = this_machine(torch.device("cpu"))
-    plan = make_plan(request, spec, size=(32, 32), machine=there, weights=model_folder())
+    machine = this_machine(torch.device("cpu"))
+    plan = make_plan(request, spec, size=(32, 32), machine=machine, weights=model_folder())
     *_, components = load_components(spec, plan, model_folder())
     direct = load_transformer(
         released / "dit" / "ema_model_state_dict.pt", dtype=getattr(torch, plan.dtype)
