@@ -88,7 +88,7 @@ _osp_values() {
         'generate --preview') _osp_words "$3" 'none' 'latent' 'contact' ;;
         'generate --from') _osp_files "$3" '*.[mM][pP]4' '*.[jJ][sS][oO][nN]' '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
         'generate --from-file' | 'generate -F') _osp_files "$3" '*.[tT][xX][tT]' '*.[jJ][sS][oO][nN][lL]' '*.[cC][sS][vV]' ;;
-        'generate --model' | 'generate -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
+        'generate --model' | 'generate -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'generate --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
         'generate --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
         'generate --offload') _osp_words "$3" 'auto' 'none' 'model' 'group' 'sequential' 'disk' ;;
@@ -99,7 +99,7 @@ _osp_values() {
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
         'bench --weights') _osp_files "$3" '*' ;;
-        'models inspect --model' | 'models inspect -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
+        'models inspect --model' | 'models inspect -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
     esac
 }
 
@@ -131,7 +131,7 @@ _osp_has_inside() {
 _osp_arguments() {
     case "$1 $2" in
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
-        'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' ;;
+        'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'bench 0') _osp_words "$3" 'mini' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;

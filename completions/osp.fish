@@ -142,7 +142,13 @@ function __osp_values_model
         'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
         'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
         'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
-        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
+        'helios-14b-distilled' 'Endless video in few steps; cannot be run by this version yet; needs a large GPU' \
+        'qwen2.5-vl-7b' 'A part of other models: reads prompts for uniworld-osp2-14b; makes no videos' \
+        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights' \
+        'wan2.1-i2v-14b-480p' 'Moves pictures by plain Wan2.1 14B at 480p, without latent shifting; needs a large GPU' \
+        'wan2.1-i2v-14b-720p' 'Moves pictures by plain Wan2.1 14B at 720p, without latent shifting; needs a large GPU' \
+        'wan2.1-t2v-1.3b' 'Text to video by plain Wan2.1 1.3B, with --text; needs a GPU and its weights' \
+        'wan2.1-t2v-14b' 'Text to video by plain Wan2.1 14B, with --text; needs a large GPU and its weights'
 end
 
 function __osp_values_models
@@ -150,7 +156,13 @@ function __osp_values_models
         'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
         'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
         'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
-        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights'
+        'helios-14b-distilled' 'Endless video in few steps; cannot be run by this version yet; needs a large GPU' \
+        'qwen2.5-vl-7b' 'A part of other models: reads prompts for uniworld-osp2-14b; makes no videos' \
+        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights' \
+        'wan2.1-i2v-14b-480p' 'Moves pictures by plain Wan2.1 14B at 480p, without latent shifting; needs a large GPU' \
+        'wan2.1-i2v-14b-720p' 'Moves pictures by plain Wan2.1 14B at 720p, without latent shifting; needs a large GPU' \
+        'wan2.1-t2v-1.3b' 'Text to video by plain Wan2.1 1.3B, with --text; needs a GPU and its weights' \
+        'wan2.1-t2v-14b' 'Text to video by plain Wan2.1 14B, with --text; needs a large GPU and its weights'
 end
 
 function __osp_values_offload

@@ -127,7 +127,7 @@ class ModelSpec:
         text_to_video: it can make a video without a picture; a card that does not say so can.
         defaults: values for what the user leaves out, by field name of the request; what
             the card leaves out too is the paper's.
-        dtypes: precision of each component's weights.
+        dtypes: precision of each component's weights, for those that the pipeline has.
         teacache: coefficients of TeaCache, or None: it would skip by another model's numbers.
         no_teacache: why there can be none for this model, or empty.
         magcache: ratios of MagCache, or None likewise.
@@ -167,6 +167,25 @@ class ModelSpec:
     downloads: tuple[Download, ...] = ()
     architecture: Architecture | None = None
 
+    @property
+    def image_to_video(self) -> bool:
+        """Whether it can be shown a picture."""
+        return self.pipeline not in ("wan-t2v", "none")
+
+    @property
+    def unpublished(self) -> tuple[str, ...]:
+        """Parts that can be had nowhere, so that they must be put in place by hand."""
+        published = {item.part for item in self.downloads}
+        return () if self.embedded else tuple(p for p in self.parts if p not in published)
+
+    def run_problem(self) -> str | None:
+        """Why no clip can be made with this card, as a sentence; None where one can."""
+        if self.pipeline == "none":
+            return f"{self.name} makes no videos, it is a part that other models use"
+        if self.pipeline == "helios":
+            return f"{self.name} makes endless streams, which this version cannot run yet"
+        return None
+
     def cache_problem(self, kind: str) -> str | None:
         """Why the step cache `kind` cannot run on this model, as a sentence; None where it can."""
         if kind not in STEP_CACHES:
@@ -205,14 +224,16 @@ class ModelSpec:
                 f"the weights of {self.name} come with the package but are not in it",
                 hint="install osp-cli again; a checkout needs its osp_cli/assets folder",
             )
-        ways = [
-            f"put a diffusers folder with {', '.join(self.parts)} at {self.weights_places()[-1]}"
-        ]
-        if self.downloads:
-            ways.insert(0, f"osp download {self.name}")
+        places = f"a diffusers folder with {', '.join(self.parts)} at {self.weights_places()[-1]}"
+        command = f"osp download {self.name}"
+        lacking = ""
+        if self.downloads and self.unpublished:
+            command += " --local PATH"
+            lacking = f"; not published yet: {', '.join(self.unpublished)}"
+        ways = f"{command}, put {places}" if self.downloads else f"put {places}"
         raise WeightsMissingError(
-            f"the weights of {self.name} are not installed",
-            hint=f"{', '.join(ways)}, or use the built-in --model osp-mini",
+            f"the weights of {self.name} are not installed{lacking}",
+            hint=f"{ways}, or use the built-in --model osp-mini",
         )
 
 
@@ -562,7 +583,7 @@ def _architecture(card: _Table) -> Architecture | None:
 
 def _model_spec(path: Path) -> ModelSpec:
     card = _read(path)
-    geometry = card.table("geometry")
+    pipeline = card.text("pipeline", PIPELINES) if card.has("pipeline") else "flash-i2v"
     dtypes = card.table("dtypes")
     image_tokens = card.settings("image_tokens", {"patch": int, "positions": bool, "surround": int})
     spec = ModelSpec(
@@ -574,46 +595,83 @@ def _model_spec(path: Path) -> ModelSpec:
         embedded=card.boolean("embedded"),
         weights=card.text("weights"),
         parts=card.texts("parts"),
-        vae_class=card.text("vae_class", VAE_CLASSES),
-        conditioner=card.text("conditioner", CONDITIONERS),
-        max_sequence_length=card.count("max_sequence_length"),
-        style_prompt=card.text("style_prompt", STYLE_PROMPTS),
-        has_latent_shifting=card.boolean("has_latent_shifting"),
-        text_to_video=card.boolean("text_to_video", default=True),
         image_token_patch=image_tokens.get("patch", 1),
         image_token_positions=image_tokens.get("positions", False),
         image_token_surround=image_tokens.get("surround", 0),
-        sizes=geometry.sizes("sizes"),
-        default_size=geometry.size("default_size"),
-        multiple_of=geometry.count("multiple_of"),
-        max_pixels=geometry.count("max_pixels"),
-        max_frames=geometry.count("max_frames"),
-        scale_factor_spatial=geometry.count("scale_factor_spatial"),
-        scale_factor_temporal=geometry.count("scale_factor_temporal"),
-        latent_channels=geometry.count("latent_channels"),
         defaults=card.settings(
             "defaults", {**_SAMPLER_FIELDS, "negative_prompt": str, "prompt": str}
         ),
         dtypes={
             component: dtypes.text(component, DTYPES)
-            for component in ("transformer", "vae", "conditioner")
+            for component in ("transformer", "vae", "conditioner", "image_encoder")
+            if dtypes.has(component) or component in _COMPONENTS[pipeline]
         },
         teacache=_cache_figures(card, "teacache", "coefficients"),
         no_teacache=card.text("no_teacache") if card.has("no_teacache") else "",
         magcache=_magcache_figures(card),
-        pipeline=card.text("pipeline", PIPELINES) if card.has("pipeline") else "flash-i2v",
+        pipeline=pipeline,
         downloads=_downloads(card),
         architecture=_architecture(card),
+        **(_NO_VIDEO if pipeline == "none" else _video_fields(card)),
     )
-    for table in (geometry, dtypes, card):
+    for table in (dtypes, card):
         table.done()
     if spec.teacache is not None and spec.no_teacache:
         raise card.refuse("no_teacache", "stands beside a table teacache")
     if foreign := [item.part for item in spec.downloads if item.part not in spec.parts]:
         raise card.refuse("downloads", f"makes {foreign[0]!r}, which is not among its parts")
-    if spec.default_size not in spec.sizes:
-        raise geometry.refuse("default_size", "must be one of geometry.sizes")
     return spec
+
+
+# What each pipeline computes with, and in which precision a card must therefore say.
+_COMPONENTS = {
+    **dict.fromkeys(PIPELINES, ("transformer", "vae", "conditioner")),
+    "wan-i2v": ("transformer", "vae", "conditioner", "image_encoder"),
+    "none": (),
+}
+# A card that makes no video has no table of its geometry, and nothing to say of these.
+_NO_VIDEO: dict[str, Any] = {
+    "vae_class": "",
+    "conditioner": "",
+    "max_sequence_length": 0,
+    "style_prompt": "short",
+    "has_latent_shifting": False,
+    "text_to_video": False,
+    "sizes": (),
+    "default_size": (0, 0),
+    "multiple_of": 1,
+    "max_pixels": 0,
+    "max_frames": 0,
+    "scale_factor_spatial": 1,
+    "scale_factor_temporal": 1,
+    "latent_channels": 0,
+}
+
+
+def _video_fields(card: _Table) -> dict[str, Any]:
+    """What only a card that makes videos says."""
+    geometry = card.table("geometry")
+    sizes, default_size = geometry.sizes("sizes"), geometry.size("default_size")
+    fields = {
+        "vae_class": card.text("vae_class", VAE_CLASSES),
+        "conditioner": card.text("conditioner", CONDITIONERS),
+        "max_sequence_length": card.count("max_sequence_length"),
+        "style_prompt": card.text("style_prompt", STYLE_PROMPTS),
+        "has_latent_shifting": card.boolean("has_latent_shifting"),
+        "text_to_video": card.boolean("text_to_video", default=True),
+        "sizes": sizes,
+        "default_size": default_size,
+        "multiple_of": geometry.count("multiple_of"),
+        "max_pixels": geometry.count("max_pixels"),
+        "max_frames": geometry.count("max_frames"),
+        "scale_factor_spatial": geometry.count("scale_factor_spatial"),
+        "scale_factor_temporal": geometry.count("scale_factor_temporal"),
+        "latent_channels": geometry.count("latent_channels"),
+    }
+    geometry.done()
+    if default_size not in sizes:
+        raise geometry.refuse("default_size", "must be one of geometry.sizes")
+    return fields
 
 
 def _style_preset(path: Path) -> StylePreset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from osp_cli.dials import NO_CACHE, LoraChoice, StepCacheChoice
 from osp_cli.errors import InvalidRequestError
 from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, check_output_name, expand_output
-from osp_cli.registry import DTYPES, ModelSpec, find_model
+from osp_cli.registry import DTYPES, ModelSpec, find_model, model_specs
 from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_style
 
 SAMPLERS = ("euler", "unipc")
@@ -127,6 +127,9 @@ class GenerateRequest:
 
     def __post_init__(self) -> None:
         spec = find_model(self.model)
+        problem = spec.run_problem()
+        if problem is not None:
+            raise InvalidRequestError(problem, hint="osp models lists those that make videos")
         object.__setattr__(self, "style", None if self.mix is None else str(self.mix))
         self._check_input(spec)
         self._check_dials()
@@ -188,7 +191,8 @@ class GenerateRequest:
             ],
             "cache": str(self.cache),
             "cache_start": self.cache_start,
-            "cutoff": list(self.cutoff),
+            # Without latent shifting there is nothing that it would have cut.
+            "cutoff": list(self.cutoff) if self.spec.has_latent_shifting else None,
             "seed": self.seed,
             "dtype": self.dtype,
             "quant": self.quant,
@@ -199,6 +203,11 @@ class GenerateRequest:
 
     def _check_input(self, spec: ModelSpec) -> None:
         if self.image is None and not self.text_only and self.latents is None:
+            if not spec.image_to_video:
+                raise InvalidRequestError(
+                    f"{spec.name} makes videos of a text, and there is none",
+                    hint=f'osp generate --model {spec.name} --text "a red fox runs through snow"',
+                )
             raise InvalidRequestError(
                 "a picture is missing",
                 hint='osp generate photo.jpg "the camera pans left"'
@@ -209,12 +218,19 @@ class GenerateRequest:
                 f"--text makes a video without a picture, but {str(self.image)!r} was given too",
                 hint="leave out one of the two",
             )
+        if self.image is not None and not spec.image_to_video:
+            raise InvalidRequestError(
+                f"{spec.name} makes videos of a text alone, it cannot be shown a picture",
+                hint="--text PROMPT instead of the picture, or a model that moves pictures: "
+                + ", ".join(_names(lambda other: other.image_to_video)),
+            )
         if self.text_only and not self.prompt.strip():
             raise InvalidRequestError("--text needs a prompt, got an empty one")
         if self.text_only and not spec.text_to_video:
             raise InvalidRequestError(
                 f"{spec.name} moves pictures, it cannot invent one: give it a picture",
-                hint=f'osp generate photo.jpg "{self.prompt}", or a larger --model with --text',
+                hint=f'osp generate photo.jpg "{self.prompt}", or a --model that can: '
+                + ", ".join(_names(lambda other: other.text_to_video)),
             )
         for flag, text in (("PROMPT", self.prompt), ("--negative-prompt", self.negative_prompt)):
             if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
@@ -336,6 +352,11 @@ class GenerateRequest:
             )
             object.__setattr__(self, "output", output)
         check_output_name(output)
+
+
+def _names(able: Callable[[ModelSpec], bool]) -> list[str]:
+    """The models that can be run, of those that are able."""
+    return [name for name, s in model_specs().items() if able(s) and s.run_problem() is None]
 
 
 def round_up_frames(num_frames: int, spec: ModelSpec) -> int:

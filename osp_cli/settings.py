@@ -30,7 +30,7 @@ from osp_cli.dials import (
 from osp_cli.errors import InvalidRequestError
 from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path, names_folder
-from osp_cli.registry import ModelSpec, find_model
+from osp_cli.registry import ModelSpec, find_model, model_specs
 from osp_cli.requests import GenerateRequest, check_fps, round_up_frames
 from osp_cli.style_mix import NO_STYLE, StyleMix, read_style
 
@@ -196,11 +196,29 @@ def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str
     fields = dict.fromkeys([*PROGRAM_DEFAULTS, *PAPER_DEFAULTS])
     settings = _strongest((*fields, "seconds"), known)
     settings["style"] = Setting(None if mix is None else str(mix), named["style"].origin)
-    settings["cutoff"] = Setting(_ramp(settings["cutoff"].value), settings["cutoff"].origin)
+    _settle_cutoff(settings, spec, typed={"flag", *(layer.origin for layer in layers[:1])})
     settings["cache"] = Setting(_cache(settings["cache"].value), settings["cache"].origin)
     notices = _settle_frames(settings, spec)
     _settle_seeds(settings)
     return settings, tuple(notices)
+
+
+def _settle_cutoff(settings: dict[str, Setting], spec: ModelSpec, *, typed: set[str]) -> None:
+    """Bring the cutoff into its form, or leave it out where the model has no use for one.
+
+    Raises:
+        InvalidRequestError: it has no use for one, and one was typed. One that is stored somewhere
+            is meant for other models.
+    """
+    cutoff = settings.pop("cutoff")
+    if spec.has_latent_shifting:
+        settings["cutoff"] = Setting(_ramp(cutoff.value), cutoff.origin)
+    elif cutoff.origin in typed:
+        shifting = [name for name, other in model_specs().items() if other.has_latent_shifting]
+        raise InvalidRequestError(
+            f"--cutoff filters the picture of models with latent shifting, {spec.name} has none",
+            hint=f"leave it out, or take one of them: {', '.join(shifting)}",
+        )
 
 
 def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
@@ -225,9 +243,11 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
         values["style"] = _of_kind(str, recipe.get("style") or NO_STYLE)
         values["size"] = Size(_of_kind(int, recipe["width"]), _of_kind(int, recipe["height"]))
         values["seed"] = Seeds([_of_kind(int, recipe["seed"])])
-        values["cutoff"] = tuple(_of_kind(float, part) for part in recipe["cutoff"])
-        if len(values["cutoff"]) != 2:
-            raise ValueError("cutoff holds two numbers")
+        # None was written for a model that has no use for one.
+        if recipe["cutoff"] is not None:
+            values["cutoff"] = tuple(_of_kind(float, part) for part in recipe["cutoff"])
+            if len(values["cutoff"]) != 2:
+                raise ValueError("cutoff holds two numbers")
         values["loras"] = Loras(
             LoraChoice(
                 # A recipe may come from anyone: it names a file, not a path.

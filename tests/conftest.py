@@ -91,3 +91,99 @@ def tiny_card(tiny_spec, tiny_home, monkeypatch):
     monkeypatch.setattr(registry, "model_specs", lambda: specs)
     monkeypatch.setenv("OSP_HOME", str(tiny_home))
     return tiny_spec
+
+
+def tiny_wan_specs():
+    """Cards of both kinds of Wan for weights of a few thousand numbers."""
+    common = {"sizes": ((64, 48), (48, 64)), "default_size": (64, 48), "max_sequence_length": 24}
+    # One that is as cheap as it can be; everything else is the true card's.
+    cheap = {"num_frames": 9, "num_inference_steps": 3}
+    return {
+        name: replace(
+            (full := registry.find_model(like)),
+            name=name,
+            weights=name,
+            defaults={**full.defaults, **cheap},
+            **common,
+        )
+        for name, like in (
+            ("tiny-t2v", "wan2.1-t2v-1.3b"),
+            ("tiny-i2v", "wan2.1-i2v-14b-480p"),
+        )
+    }
+
+
+def save_tiny_umt5(folder, text_dim):
+    """`tokenizer` and `text_encoder` as in Wan's repositories; one token a letter."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    letters = {chr(code): code - 32 for code in range(32, 127)}
+    letterwise = Tokenizer(models.BPE({**letters, "</s>": 95, "<pad>": 96}, merges=[]))
+    letterwise.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letterwise.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 95)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=letterwise, pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder / "tokenizer")
+    config = UMT5Config(vocab_size=97, d_model=text_dim, d_kv=4, d_ff=24, num_heads=2, num_layers=2)
+    encoder = UMT5EncoderModel(config)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    encoder.save_pretrained(folder / "text_encoder")
+
+
+def save_tiny_wan(folder, *, image_to_video):
+    """A Wan model in diffusers' layout, as its pipelines save it; no weight is zero."""
+    import torch
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(3)
+    save_tiny_umt5(folder, 16)
+    # Of all 16 latent channels of the true one, whose statistics are its defaults.
+    vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    images = {"in_channels": 36, "image_dim": 16, "added_kv_proj_dim": 24} if image_to_video else {}
+    transformer = WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=16, ffn_dim=32,
+        num_layers=2, rope_max_seq_len=64, **images,
+    )  # fmt: skip
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    vae.save_pretrained(folder / "vae")
+    transformer.save_pretrained(folder / "transformer")
+    if image_to_video:
+        config = CLIPVisionConfig(
+            hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2,
+            image_size=32, patch_size=8, projection_dim=8,
+        )  # fmt: skip
+        # As published: with a projection that nobody asks for, and in half precision.
+        encoder = CLIPVisionModelWithProjection(config)
+        for parameter in encoder.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        encoder.half().save_pretrained(folder / "image_encoder")
+        # Squeezed and not cropped.
+        processor = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+        processor.save_pretrained(folder / "image_processor")
+
+
+@pytest.fixture(scope="session")
+def tiny_wan_home(tmp_path_factory):
+    """What `$OSP_HOME` may point at: `models/tiny-t2v` and `models/tiny-i2v`."""
+    home = tmp_path_factory.mktemp("wan-home")
+    save_tiny_wan(home / "models" / "tiny-t2v", image_to_video=False)
+    save_tiny_wan(home / "models" / "tiny-i2v", image_to_video=True)
+    return home
+
+
+@pytest.fixture
+def tiny_wan_cards(tiny_wan_home, monkeypatch):
+    """Makes `--model tiny-t2v` and `--model tiny-i2v` known and installed; gives their cards."""
+    cards = tiny_wan_specs()
+    specs = {**registry.model_specs(), **cards}
+    monkeypatch.setattr(registry, "model_specs", lambda: specs)
+    monkeypatch.setenv("OSP_HOME", str(tiny_wan_home))
+    return cards

@@ -28,13 +28,18 @@ STYLES = {
 }
 
 
+PUBLISHED = [
+    *("flashi2v-1.3b", "helios-14b-distilled", "qwen2.5-vl-7b", "uniworld-osp2-14b"),
+    *("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p", "wan2.1-t2v-1.3b", "wan2.1-t2v-14b"),
+]
+
+
 def test_the_thirteen_styles():
     assert set(style_presets()) == STYLES
 
 
 def test_the_models_with_the_built_in_one_first():
-    names = ["osp-mini", "osp-mini-live", "flashi2v-1.3b", "uniworld-osp2-14b"]
-    assert list(model_specs()) == names
+    assert list(model_specs()) == ["osp-mini", "osp-mini-live", *PUBLISHED]
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))
@@ -51,7 +56,7 @@ def test_style_is_complete(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["osp-mini", "osp-mini-live", "flashi2v-1.3b", "uniworld-osp2-14b"]
+    "name", [name for name, spec in model_specs().items() if spec.pipeline != "none"]
 )
 def test_model_geometry_fits_together(name):
     spec = find_model(name)
@@ -79,8 +84,7 @@ def test_only_the_built_in_model_shows_the_surroundings_of_a_picture(presets):
     assert {name: spec.image_token_surround for name, spec in model_specs().items()} == {
         "osp-mini": 5,
         "osp-mini-live": 5,
-        "flashi2v-1.3b": 0,
-        "uniworld-osp2-14b": 0,
+        **dict.fromkeys(PUBLISHED, 0),
     }
     path = presets / "models" / "osp-mini.toml"
     path.write_text(path.read_text().replace("surround = 5", 'surround = "wide"'))
@@ -266,10 +270,17 @@ def test_a_reason_and_figures_exclude_each_other(presets):
 
 
 @pytest.mark.parametrize(
-    ("name", "base"),
-    [("flashi2v-1.3b", "Wan2.1-T2V-1.3B"), ("uniworld-osp2-14b", "Wan2.1-T2V-14B")],
+    ("name", "base", "steps"),
+    [
+        ("flashi2v-1.3b", "Wan2.1-T2V-1.3B", 50),
+        ("uniworld-osp2-14b", "Wan2.1-T2V-14B", 50),
+        ("wan2.1-t2v-1.3b", "Wan2.1-T2V-1.3B", 50),
+        ("wan2.1-t2v-14b", "Wan2.1-T2V-14B", 50),
+        ("wan2.1-i2v-14b-480p", "Wan2.1-I2V-14B-480P", 40),
+        ("wan2.1-i2v-14b-720p", "Wan2.1-I2V-14B-720P", 40),
+    ],
 )
-def test_the_large_cards_carry_their_base_model_s_figures(name, base):
+def test_the_large_cards_carry_their_base_model_s_figures(name, base, steps):
     spec = find_model(name)
     assert spec.teacache is not None
     assert spec.magcache is not None
@@ -278,10 +289,99 @@ def test_the_large_cards_carry_their_base_model_s_figures(name, base):
     facts = json.loads((Path(__file__).parent / "golden/data/teacache.json").read_text())
     published = facts["coefficients_videox_fun(signal e0)"][base]
     assert spec.teacache.values == tuple(published)
-    # The paper's.
-    assert spec.teacache.threshold == 0.1
-    assert len(spec.magcache.values) == 50
+    # The paper's, or its default.
+    assert spec.teacache.threshold in (0.1, None)
+    assert len(spec.magcache.values) == steps
     assert spec.magcache.values[0] == 1.0
+
+
+# --- cards of plain Wan, and cards that make no video ------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("wan")])
+def test_the_cards_of_wan(name):
+    spec = find_model(name)
+    i2v = "i2v" in name
+    assert spec.pipeline == ("wan-i2v" if i2v else "wan-t2v")
+    assert (spec.text_to_video, spec.image_to_video) == (not i2v, i2v)
+    assert not spec.has_latent_shifting
+    assert "cutoff" not in spec.defaults
+    assert spec.defaults["sampler"] == "unipc"
+    assert ("image_encoder" in spec.dtypes) == ("image_encoder" in spec.parts) == i2v
+    assert spec.run_problem() is None
+    # Its own words, not those of the weights' authors.
+    assert (
+        spec.defaults["negative_prompt"] == find_model("flashi2v-1.3b").defaults["negative_prompt"]
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_card_says_where_each_part_is_and_how_large(name):
+    spec = find_model(name)
+    assert spec.architecture is not None
+    assert spec.source
+    unpublished = ("transformer", "adapter") if name == "uniworld-osp2-14b" else ()
+    assert spec.unpublished == unpublished
+    assert len({item.part for item in spec.downloads}) == len(spec.downloads)
+    for item in spec.downloads:
+        assert item.files
+        if item.subfolder:
+            assert all(pattern.startswith(f"{item.subfolder}/") for pattern in item.files)
+        # The bytes fit the numbers, in a precision that there is.
+        numbers = spec.architecture.parameters.get(item.part)
+        if numbers is not None and item.bytes is not None:
+            each = item.bytes / numbers
+            assert any(abs(each - width) < 0.01 * width for width in (2, 4)), item
+
+
+def test_only_what_was_compared_with_the_hub_is_called_checked():
+    checked = {
+        item.repo for spec in model_specs().values() for item in spec.downloads if item.checked
+    }
+    assert checked == {
+        "Wan-AI/Wan2.1-T2V-1.3B",
+        "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+        "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers",
+    }
+
+
+def test_cards_share_what_is_the_same_on_the_hub():
+    """Text encoder, tokenizer and autoencoder of all Wan2.1 models lie in the cache once."""
+    for part in ("text_encoder", "tokenizer", "vae"):
+        shared = {
+            next(item for item in find_model(name).downloads if item.part == part)
+            for name in PUBLISHED
+            if name.startswith(("wan", "flash"))
+        }
+        assert len(shared) == 1
+    qwen, uniworld = find_model("qwen2.5-vl-7b"), find_model("uniworld-osp2-14b")
+    [alone] = qwen.downloads
+    inside = next(item for item in uniworld.downloads if item.part == "text_encoder")
+    assert inside == alone
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("qwen2.5-vl-7b", "makes no videos"), ("helios-14b-distilled", "streams")]
+)
+def test_cards_that_cannot_be_run_say_why(name, words):
+    assert words in str(find_model(name).run_problem())
+
+
+def test_a_card_that_makes_no_video_has_no_geometry(presets):
+    spec = find_model("qwen2.5-vl-7b")
+    assert (spec.sizes, spec.vae_class, spec.conditioner) == ((), "", "")
+    path = presets / "models" / "qwen2.5-vl-7b.toml"
+    path.write_text(path.read_text().replace("[dtypes]", "[geometry]\nmultiple_of = 16\n[dtypes]"))
+    model_specs.cache_clear()
+    with pytest.raises(InvalidRequestError, match="geometry is not a known key"):
+        model_specs()
+
+
+def test_a_card_must_say_the_precision_of_its_image_encoder(presets):
+    path = presets / "models" / "wan2.1-i2v-14b-480p.toml"
+    path.write_text(path.read_text().replace('image_encoder = "float32"\n', ""))
+    with pytest.raises(InvalidRequestError, match=r"dtypes\.image_encoder is missing"):
+        model_specs()
 
 
 @pytest.mark.parametrize(("edit", "problem"), BROKEN_CARDS)

@@ -32,7 +32,7 @@ from osp_cli.models.stored import PICKLED, load_pickled, strip_prefixes
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKLWan
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 Config = Mapping[str, Any] | Path | None
 
@@ -88,6 +88,27 @@ def load_transformer(
     model.reset_branches(left_out)
     if "fourier_embedding" in left_out:
         model.fourier_embedding.to(model.patch_embedding.weight.dtype)
+    return model.eval()
+
+
+def load_wan_transformer(
+    path: Path, *, dtype: torch.dtype | None = None, config: Config = None
+) -> WanTransformer3DModel:
+    """Load a plain Wan transformer, text to video or image to video; as `load_transformer`.
+
+    Raises:
+        CheckpointError: also where the weights are those of a FlashI2V model, whose branches would
+            have to be left out.
+    """
+    from diffusers import WanTransformer3DModel
+
+    state = transformer_from_original(read_state_dict(path))
+    # Published with some image-to-video models, and used by none.
+    state = {name: tensor for name, tensor in state.items() if ".norm_added_q." not in name}
+    settings = transformer_config(read_config(path, config), state, path)
+    with init_empty_weights():
+        model = WanTransformer3DModel(**accepted(WanTransformer3DModel, settings))
+    fill(model, state, path, dtype=dtype)
     return model.eval()
 
 

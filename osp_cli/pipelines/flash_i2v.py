@@ -250,21 +250,12 @@ class FlashI2VPipeline:
         Of several prompts it is the weighted mean, `v = sum_i w_i v(prompt_i)`: exact at both ends
         of each weight, for any model. Guidance leads from the unconditional v to that mean.
         """
-        shifted = latents
-        if conditions.projected is not None:
-            shifted = shift_latents(latents, conditions.projected)
-        dtype = self.transformer.dtype
+        hidden_states = self.model_input(latents, conditions)
+        timestep = timestep.expand(len(latents))
 
         def run(name: str, context: Tensor) -> Tensor:
             with self.transformer.cache_context(name):
-                output = self.transformer(
-                    shifted.to(dtype),
-                    timestep.expand(len(latents)),
-                    context.to(dtype),
-                    features.to(dtype),
-                    return_dict=False,
-                )
-            return output[0].float()
+                return self.predict(hidden_states, timestep, context, conditions, features).float()
 
         cond = run(conditional_context(0), conditions.cond)
         if conditions.also:
@@ -276,6 +267,39 @@ class FlashI2VPipeline:
             return cond
         uncond = run(UNCONDITIONAL_CONTEXT, conditions.uncond)
         return classifier_free_guidance(cond, uncond, guidance_scale)
+
+    def model_input(self, latents: Tensor, conditions: Conditions) -> Tensor:
+        """What the model is shown at one step; the loop itself goes on from `latents`."""
+        if conditions.projected is None:
+            return latents
+        return shift_latents(latents, conditions.projected)
+
+    def predict(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        conditions: Conditions,
+        features: Tensor,
+    ) -> Tensor:
+        """v of one prompt, in the transformer's precision: one pass.
+
+        Args:
+            hidden_states: from `model_input`.
+            timestep: `(1,)`.
+            context: `encoder_hidden_states` of that prompt.
+            conditions: of the clip.
+            features: of the Fourier filter at this step.
+        """
+        dtype = self.transformer.dtype
+        output: Tensor = self.transformer(
+            hidden_states.to(dtype),
+            timestep,
+            context.to(dtype),
+            features.to(dtype),
+            return_dict=False,
+        )[0]
+        return output
 
     def _empty_frame(self, inputs: SamplingInputs) -> Tensor:
         """Zero latents of one frame, on the device where all is computed."""

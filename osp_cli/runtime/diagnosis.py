@@ -65,13 +65,14 @@ def default_plan(layers: Sequence[Layer]) -> tuple[Plan, int]:
     # Here, so that the devices can still be told where one of these is broken.
     from osp_cli.dials import Seeds
     from osp_cli.media.files import check_free_space
+    from osp_cli.registry import find_model
     from osp_cli.runtime.planner import make_plan, with_time
-    from osp_cli.settings import Source, settle_generate
+    from osp_cli.settings import Source, settle_dials, settle_generate
 
+    spec = find_model(settle_dials(layers)[0]["model"].value)
     # No picture is read: one of the card's default shape is assumed.
-    source = Source(image=Path("picture.png"))
+    source = Source(image=Path("picture.png")) if spec.image_to_video else Source(text="a text")
     request = settle_generate(source, layers=layers, seed=Seeds([0]), count=1).request
-    spec = request.spec
     weights = spec.weights_dir()
     device = resolve_device(request.device)
     size = spec.default_size

@@ -32,6 +32,7 @@ from osp_cli.registry import ModelSpec
 from osp_cli.runtime.adapters import apply_loras
 from osp_cli.runtime.devices import offload_folder
 from osp_cli.runtime.kernels import prepare_kernels
+from osp_cli.runtime.loading_wan import load_plain_transformer, with_image_encoder
 from osp_cli.runtime.offload import place_encoder, place_transformer
 from osp_cli.runtime.quantize import quantize_blocks
 from osp_cli.runtime.start_up import light_imports, transformers_class
@@ -91,7 +92,9 @@ def load_parts(
     loaders: dict[str, Callable[[], Any]] = {
         "transformer": lambda: _ready(_load_transformer(spec, plan, folder), plan, device),
         "vae": lambda: _load_vae(spec, folder).to(device),
-        "conditioner": lambda: _load_conditioner(spec, folder, plan, device),
+        "conditioner": lambda: with_image_encoder(
+            spec, _load_conditioner(spec, folder, plan, device), folder, device, _DTYPES
+        ),
     }
     for name in names:
         started = time.perf_counter()
@@ -124,8 +127,10 @@ def _ready(transformer: Any, plan: Plan, device: torch.device) -> Any:
     return placed
 
 
-def _load_transformer(spec: ModelSpec, plan: Plan, folder: Path) -> FlashI2VTransformer3DModel:
+def _load_transformer(spec: ModelSpec, plan: Plan, folder: Path) -> Any:
     dtype = _DTYPES[plan.dtype]
+    if spec.pipeline != "flash-i2v":
+        return load_plain_transformer(spec, folder, dtype)
     if (file := gguf_file(folder / "transformer")) is not None:
         transformer = load_gguf(FlashI2VTransformer3DModel, file, dtype=dtype)
     else:
@@ -165,7 +170,7 @@ def _load_conditioner(
 
         encoder_class = transformers_class("models.umt5.modeling_umt5", "UMT5EncoderModel")
         tokenizer = _auto_tokenizer().from_pretrained(folder / "tokenizer", local_files_only=True)
-        encoder = _load_complete(encoder_class, folder / "text_encoder", dtype)
+        encoder = load_complete(encoder_class, folder / "text_encoder", dtype)
         _check_text_dim(folder, "text_encoder", encoder.config.d_model)
         return UMT5Conditioner(
             tokenizer,
@@ -196,7 +201,7 @@ def _load_qwen(
         "models.qwen2_vl.image_processing_pil_qwen2_vl", "Qwen2VLImageProcessorPil"
     )
     source = folder / "text_encoder"
-    model = _load_complete(model_class, source, dtype)
+    model = load_complete(model_class, source, dtype)
     adapter = _load_adapter(folder, "adapter", dtype, model.config.text_config.hidden_size)
     image_adapter = None
     if (folder / "image_adapter").is_dir():
@@ -223,7 +228,7 @@ def _load_released_qwen(
 
     model_class = transformers_class("models.qwen2_5_vl.modeling_qwen2_5_vl", "Qwen2_5_VLTextModel")
     # The text half of a whole checkpoint: the vision tower's weights are left over, and not read.
-    model = _load_complete(model_class, folder / "text_encoder", dtype)
+    model = load_complete(model_class, folder / "text_encoder", dtype)
     adapter = _load_adapter(folder, "adapter", dtype, model.config.hidden_size)
     source = _tokenizer_folder(folder)
     tokenizer = _auto_tokenizer().from_pretrained(source, local_files_only=True)
@@ -257,7 +262,7 @@ def _tokenizer_folder(folder: Path) -> Path:
     )
 
 
-def _load_complete(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
+def load_complete(model_class: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A model of transformers, every weight of which is in the folder.
 
     The library alone would give random numbers to a missing one, and only log that. Weights left

@@ -16,6 +16,7 @@ from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.loading import PARTS, load_parts
+from osp_cli.runtime.loading_wan import make_pipeline
 
 # Parts that turn prompt and picture into conditions; nobody needs them after that.
 CONDITIONING = tuple(name for name in PARTS if name != "transformer")
@@ -34,7 +35,7 @@ class Models:
         self._key: tuple[object, ...] = ()
         self._loras: tuple[LoraChoice, ...] = ()
         self._parts: dict[str, Any] = {}
-        self._surround = 0
+        self._spec: ModelSpec | None = None
 
     def load(
         self, spec: ModelSpec, plan: Plan, folder: Path, names: tuple[str, ...] = PARTS
@@ -60,7 +61,7 @@ class Models:
             # They are part of its weights; the other parts know nothing of them.
             self._loras = plan.loras
             self._keep(tuple(self._parts.keys() - {"transformer"}))
-        self._surround = spec.image_token_surround
+        self._spec = spec
         if plan.frees_parts:
             self._keep(names)
         missing = [name for name in names if name not in self._parts]
@@ -83,8 +84,8 @@ class Models:
     @property
     def pipeline(self) -> FlashI2VPipeline:
         """A pipeline of the parts that are there; its stages need theirs."""
-        transformer, vae, conditioner = (self._parts.get(name) for name in PARTS)
-        return FlashI2VPipeline(transformer, vae, conditioner, self._surround)
+        assert self._spec is not None
+        return make_pipeline(self._spec, self._parts)
 
     def _keep(self, names: tuple[str, ...]) -> None:
         gone = self._parts.keys() - {*names}
