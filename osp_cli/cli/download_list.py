@@ -64,7 +64,8 @@ def fits(spec: ModelSpec, memory: Memory) -> str:
     )
     layer = Layer("card", {"model": spec.name})
     try:
-        source = Source(image=Path("picture.png"))
+        image = Path("picture.png")
+        source = Source(text="a") if spec.pipeline == "wan-t2v" else Source(image=image)
         request = settle_generate(source, layers=[layer], seed=Seeds([0]), count=1).request
         plan = make_plan(
             request, spec, size=spec.default_size, machine=machine, weights=spec.find_weights()
@@ -95,7 +96,7 @@ def total_bytes(spec: ModelSpec) -> int | None:
         return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     sizes = [item.bytes for item in spec.downloads]
     known = [size for size in sizes if size is not None]
-    if sizes and len(known) == len(sizes):
+    if _state(spec) == "can be fetched" and len(known) == len(sizes):
         return sum(known)
     # Two bytes a number is how large models are published.
     architecture = spec.architecture
@@ -142,7 +143,10 @@ def show_list(specs: Sequence[ModelSpec], *, as_json: bool) -> None:
 def _state(spec: ModelSpec) -> str:
     if spec.find_weights() is not None:
         return "built in" if spec.embedded else "installed"
-    return "can be fetched" if spec.downloads else "not published"
+    published = {item.part for item in spec.downloads}
+    if not published:
+        return "not published"
+    return "can be fetched" if published >= {*spec.parts} else "published in part"
 
 
 def _size(spec: ModelSpec) -> str:

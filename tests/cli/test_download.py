@@ -269,6 +269,17 @@ def test_what_fits_is_told_by_the_planner(memory, sentence):
     assert fits(registry.find_model("flashi2v-1.3b"), memory).startswith(sentence)
 
 
+def test_a_model_of_text_alone_is_planned_without_a_picture():
+    spec = registry.find_model("wan2.1-t2v-14b")
+    assert fits(spec, Memory(200 * GB, 500 * GB)).startswith("whole on the graphics card (")
+
+
+def test_a_model_that_is_published_in_part_is_listed_with_all_its_bytes(osp):
+    [row] = lines(osp("download", "--list", "uniworld-osp2-14b", "--json"))
+    assert row["state"] == "published in part"
+    assert row["bytes"] > 40 * GB
+
+
 def test_a_part_makes_no_video(wee):
     spec = replace(wee, pipeline="none")
     assert fits(spec, Memory(None, GB)) == "a part that other models use"
