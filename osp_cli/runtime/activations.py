@@ -1,8 +1,9 @@
 """What a stage of a run needs beside weights: formulas of its largest intermediate results.
 
 The constants are those of the largest sum of live tensors, traced on the shapes of Wan 1.3B, Wan
-14B and their autoencoder at 448x256 to 1280x720 pixels and 1 to 81 frames; every formula lies above
-the trace by at most a tenth (`tests/benchmarks/activations.py`).
+14B, their autoencoder and text encoders at 448x256 to 1280x720 pixels and 1 to 81 frames; every
+formula lies above the trace, by at most a tenth or 0.1 GB, but for encoding five frames in one go
+(`tests/benchmarks/activations.py`).
 """
 
 from __future__ import annotations
@@ -16,13 +17,21 @@ from osp_cli.runtime.sizes import DTYPE_BYTES, TransformerShape
 # and the two sides of the feed-forward layer with the hidden states around it. Per channel.
 _ATTENTION_BYTES = {2: 23.0, 4: 39.0}
 _FEED_FORWARD_BYTES = {2: 9.5, 4: 18.0}
+# The conditioning's rows, per channel: embedded, and as keys and values.
+_CONTEXT_BYTES = 16.0
 # The small model's passes are measured to need no more than this per token.
 _LEAST_BYTES_PER_TOKEN = 60_000
-# Wan's autoencoder in single precision, per pixel: encoding one frame, decoding one, and decoding
-# more of them, which grows them in time; a tile of 256 pixels needs as much, and its rows are kept.
-_WAN_ENCODE, _WAN_DECODE_ONE, _WAN_DECODE = 3_900, 7_000, 19_700
-_WAN_TILE_BYTES = 256 * 256 * 21_500
-_WAN_TILE_ROWS = 34
+# Wan's autoencoder in single precision, per pixel: encoding one frame, or more of them at once;
+# decoding one, or more of them, which grows them in time. A tile of 256 pixels needs as much.
+_WAN_ENCODE, _WAN_ENCODE_CLIP = 3_900, 14_200
+_WAN_DECODE_ONE, _WAN_DECODE = 7_000, 19_700
+_WAN_TILE_PIXELS = 256 * 256
+# What is read, and the finished rows of tiles; per pixel of all frames.
+_WAN_FRAME, _WAN_TILE_ROWS = 13, 18.5
+# Rows of a picture as CLIP sees it.
+_CLIP_ROWS = 257
+# Reading 512 tokens by umT5, or 1024 by Qwen2.5-VL 7B.
+_READING = 160_000_000
 # The small autoencoder's.
 _LINEAR_ENCODE = 200
 # The finished pictures: in single precision, while they are scaled, rounded and made bytes.
@@ -35,12 +44,14 @@ class Activations:
 
     Attributes:
         condition: reading the prompt, and encoding the first frame.
+        condition_tiled: the same, the frame in tiles.
         sampling: one pass of the transformer, and what is kept from step to step.
         decode: the whole clip in one piece.
         decode_tiled: the same in tiles.
     """
 
     condition: int
+    condition_tiled: int
     sampling: int
     decode: int
     decode_tiled: int
@@ -70,7 +81,8 @@ def activations(
         cache: kind of the step cache; each keeps hidden states of every pass.
     """
     pixels = size[0] * size[1]
-    per_token = float(_LEAST_BYTES_PER_TOKEN)
+    is_wan = spec.vae_class == "AutoencoderKLWan"
+    per_token = 0.0 if is_wan and shape is not None else float(_LEAST_BYTES_PER_TOKEN)
     kept = 0
     if shape is not None:
         width = DTYPE_BYTES[dtype]
@@ -79,29 +91,35 @@ def activations(
             _ATTENTION_BYTES[width] * shape.width,
             2 * width * shape.ffn + _FEED_FORWARD_BYTES[width] * shape.width,
         )
+        rows = spec.max_sequence_length + (_CLIP_ROWS if spec.pipeline == "wan-i2v" else 0)
+        kept = int(_CONTEXT_BYTES * rows * shape.width)
         # The old ones stay until the step that makes the new ones is whole.
         copies = {"none": 0, "fbcache": 4}.get(cache, 2)
-        kept = copies * passes_per_step * tokens * shape.width * width
+        kept += copies * passes_per_step * tokens * shape.width * width
     cells = -(-pixels // spec.scale_factor_spatial**2)
     latents = 4 * spec.latent_channels * cells * (1 + (num_frames - 1) // 4)
     pictures = pixels * num_frames * _PICTURE_BYTES
     sampling = int(tokens * per_token) + kept + 8 * latents
-    if spec.vae_class != "AutoencoderKLWan":
+    if not is_wan:
         return Activations(
             condition=pixels * _LINEAR_ENCODE,
+            condition_tiled=pixels * _LINEAR_ENCODE,
             sampling=sampling,
             # On the host, what sampling took is not given back before the end.
             decode=pictures + sampling,
             decode_tiled=pictures + sampling,
         )
-    whole = pixels * (_WAN_DECODE_ONE if num_frames == 1 else _WAN_DECODE)
     # I2V cards encode the first frame with as many empty ones behind it.
-    encode = pixels * (_WAN_ENCODE * (5 if spec.pipeline == "wan-i2v" else 1))
+    read = num_frames if spec.pipeline == "wan-i2v" else 1
+    encode = _WAN_ENCODE if read == 1 else _WAN_ENCODE_CLIP
+    decode = _WAN_DECODE_ONE if num_frames == 1 else _WAN_DECODE
+    tile = min(pixels, _WAN_TILE_PIXELS)
+    given = pixels * read * _WAN_FRAME
+    finished = int(pixels * num_frames * _WAN_TILE_ROWS)
     return Activations(
-        condition=encode,
+        condition=max(pixels * encode + given, _READING),
+        condition_tiled=max(tile * encode + given, _READING),
         sampling=sampling,
-        decode=max(whole + pixels * num_frames * 12, pictures),
-        decode_tiled=max(
-            min(whole, _WAN_TILE_BYTES) + pixels * num_frames * _WAN_TILE_ROWS, pictures
-        ),
+        decode=max(pixels * decode + pixels * num_frames * 12, pictures),
+        decode_tiled=max(tile * decode + finished, pictures),
     )

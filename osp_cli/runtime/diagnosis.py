@@ -66,7 +66,7 @@ def default_plan(layers: Sequence[Layer]) -> tuple[Plan, int]:
     from osp_cli.dials import Seeds
     from osp_cli.media.files import check_free_space
     from osp_cli.registry import find_model
-    from osp_cli.runtime.planner import make_plan, with_time
+    from osp_cli.runtime.planner import make_plan
     from osp_cli.settings import Source, settle_dials, settle_generate
 
     spec = find_model(settle_dials(layers)[0]["model"].value)
@@ -81,5 +81,4 @@ def default_plan(layers: Sequence[Layer]) -> tuple[Plan, int]:
     machine = this_machine(device, measure=True)
     plan = make_plan(request, spec, size=size, machine=machine, weights=weights)
     check_free_space(Path(), plan.disk_bytes, what="the video")
-    assert machine.speed is not None
-    return with_time(plan, machine.speed), machine.device_bytes
+    return plan, machine.device_bytes

@@ -49,7 +49,7 @@ def place_transformer(
             offload_type="leaf_level" if plan.offload == "sequential" else "block_level",
             num_blocks_per_group=1,
             offload_to_disk_path=None if path is None else str(path),
-            **_streams(plan, device),
+            **_streams(device, pinned=plan.pinned),
         )
         for module in apart:
             module.to(device)
@@ -65,7 +65,8 @@ def place_encoder(encoder: nn.Module, plan: Plan, device: torch.device) -> nn.Mo
         onload_device=device,
         offload_device=torch.device("cpu"),
         offload_type="leaf_level",
-        **_streams(plan, device),
+        # Never page-locked: it reads two prompts, and making a copy of it takes longer than that.
+        **_streams(device, pinned=False),
     )
     return encoder
 
@@ -76,11 +77,11 @@ def _uses_disk(plan: Plan) -> bool:
     return plan.offload == "disk" and plan.device != "cpu"
 
 
-def _streams(plan: Plan, device: torch.device) -> dict[str, Any]:
+def _streams(device: torch.device, *, pinned: bool) -> dict[str, Any]:
     """Transfers beside the computation, where the device can."""
     if device.type != "cuda":
         return {}
-    return {"use_stream": True, "low_cpu_mem_usage": not plan.pinned}
+    return {"use_stream": True, "low_cpu_mem_usage": not pinned}
 
 
 def _own_folder(transformer: nn.Module, folder: Path) -> Path:

@@ -16,7 +16,6 @@ from osp_cli.runtime.strategy import Machine, Strategy, Work, choose
 
 # What a file takes at most per pixel of all frames; an mp4 of noise at this quality takes 0.6.
 _FILE_BYTES_PER_PIXEL = {".mp4": 0.75, ".gif": 1.2, ".webp": 1.2, ".png": 3.1}
-_EFFICIENCY = 0.5
 
 
 def make_plan(
@@ -94,7 +93,11 @@ def make_plan(
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),
         operations=work.operations,
     )
-    return _with_strategy(plan, choose(work, machine, request, below))
+    strategy = choose(work, machine, request, below)
+    plan = _with_strategy(plan, strategy)
+    if machine.speed is None or work.operations is None:
+        return plan
+    return replace(plan, expected_seconds=float(f"{strategy.seconds:.3g}"))
 
 
 def _check_format(request: GenerateRequest, sizes: Mapping[str, PartSize]) -> None:
@@ -161,12 +164,3 @@ def _operations(
         context += cells // spec.image_token_patch**2
     attention = 4.0 * shape.width * tokens * (tokens + context) * shape.layers
     return 2.0 * transformer.parameters * tokens + attention
-
-
-def with_time(plan: Plan, operations_per_second: float) -> Plan:
-    """The plan with the seconds that sampling will take on a device of this speed."""
-    if plan.operations is None:
-        return plan
-    # Measured on osp-mini, the passes reach this share of what one large product reaches.
-    seconds = plan.operations / (operations_per_second * _EFFICIENCY)
-    return replace(plan, expected_seconds=float(f"{seconds:.3g}"))

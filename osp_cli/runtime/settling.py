@@ -30,7 +30,7 @@ from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
 from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
 from osp_cli.runtime.kernels import check_attention
-from osp_cli.runtime.planner import make_plan, with_time
+from osp_cli.runtime.planner import make_plan
 from osp_cli.runtime.quantize import check_quant
 from osp_cli.runtime.replay import differences, same_clip, unfinished_work
 
@@ -159,8 +159,6 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     # How quick it is matters to whoever waits for minutes, not to the small model.
     machine = this_machine(device, measure=measure or not request.spec.embedded)
     plan = make_plan(request, request.spec, size=size, machine=machine, weights=weights)
-    if machine.speed is not None:
-        plan = with_time(plan, machine.speed)
     # Only decoding is left of latents that were sampled, and LoRAs are no part of that.
     loras = () if frozen is not None and frozen.is_sampled else request.loras
     lora_notices = check_loras(request) if loras else []

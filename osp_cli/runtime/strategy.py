@@ -26,6 +26,8 @@ _PINNED, _PAGED, _DISK = 20e9, 6e9, 1.5e9
 # Operations a second where nobody measured: modest figures of each kind.
 _SPEEDS = {"cuda": 80e12, "mps": 5e12, "cpu": 0.1e12}
 _WORTH_A_CHANGE = 1.5
+# Torch rounds each page-locked tensor up to a power of two: by half for Wan's layers.
+_LOCKED = 1.6
 _NOTHING = PartSize(parameters=0, bytes=0, largest=0, outside=0, stored=0)
 
 
@@ -194,7 +196,7 @@ def _ways_of(
     if machine.kind == "cpu" and keeps_apart:
         # The device is the host: weights in files can be dropped from memory, others cannot.
         on_device = 0 if _is_lazy(transformer, quant) else whole
-    conditioner, streamed = _conditioner_bytes(sizes, machine, offload, work)
+    conditioner, streamed = _conditioner_bytes(machine, offload, work, tiling=tiling)
     if keeps_apart:
         streamed = ("transformer", *streamed)
     stages = _stages(work, machine, offload, on_device, conditioner, tiling=tiling)
@@ -217,9 +219,13 @@ def _ways_of(
     if offload == "disk" and machine.kind != "cpu":
         yield timed(_DISK, disk_bytes=whole, ram_bytes=ram + 2 * transformer.largest)
     elif keeps_apart and machine.kind == "cuda":
-        yield timed(_PINNED, pinned=True, ram_bytes=ram + whole)
         waiting = 0 if _is_lazy(transformer, quant) else whole
-        yield timed(_PAGED, ram_bytes=ram + waiting + 2 * transformer.largest)
+        # What was made on the host is let go of only when all of it has its locked copy.
+        yield timed(_PINNED, pinned=True, ram_bytes=ram + waiting + int(_LOCKED * whole))
+        # Files that the memory cannot hold are read again in each pass.
+        there = waiting > 0 or machine.ram_bytes >= ram + whole
+        rate = _PAGED if there else _DISK
+        yield timed(rate, ram_bytes=ram + waiting + 2 * transformer.largest)
     elif keeps_apart and machine.kind == "mps":
         yield timed(_PAGED, ram_bytes=ram + whole)
     else:
@@ -232,18 +238,23 @@ def _is_lazy(size: PartSize, quant: str) -> bool:
 
 
 def _conditioner_bytes(
-    sizes: Mapping[str, PartSize], machine: Machine, offload: str, work: Work
+    machine: Machine, offload: str, work: Work, *, tiling: bool
 ) -> tuple[int, tuple[str, ...]]:
     """On the device while the prompt is read, and the parts that come in pieces then."""
+    sizes = work.sizes
     parts = [sizes[name] for name in ("conditioner", "image_encoder") if name in sizes]
     whole = sum(part.bytes for part in parts)
     conditioner = sizes.get("conditioner")
-    if offload in ("none", "model") or conditioner is None:
+    if offload == "none" or conditioner is None:
+        return whole, ()
+    if offload == "model" and machine.kind != "cuda":
         return whole, ()
     if machine.kind == "cpu":
         return 0 if conditioner.lazy else whole, ()
-    beside = _beside(machine) + work.activations.condition + _vae_bytes(sizes)
-    if int(whole * _FRAGMENTS) + beside <= machine.device_bytes:
+    need = work.activations
+    encode = need.condition_tiled if tiling else need.condition
+    in_one = int((whole + encode + _vae_bytes(sizes)) * _FRAGMENTS) + _beside(machine)
+    if in_one <= machine.device_bytes:
         return whole, ()
     # Leaf by leaf; the table of words is the largest leaf and lies outside of the blocks.
     in_pieces = conditioner.largest + conditioner.outside
@@ -260,18 +271,19 @@ def _stages(
     tiling: bool,
 ) -> dict[str, int]:
     need, vae = work.activations, _vae_bytes(work.sizes)
+    condition = need.condition_tiled if tiling else need.condition
     decode = need.decode_tiled if tiling else need.decode
     beside = _beside(machine)
     if offload == "none":
         weights = transformer + conditioner + vae
         parts = {
-            "condition": weights + need.condition,
+            "condition": weights + condition,
             "sampling": weights + need.sampling,
             "decode": weights + decode,
         }
     else:
         parts = {
-            "condition": conditioner + vae + need.condition,
+            "condition": conditioner + vae + condition,
             "sampling": transformer + vae + need.sampling,
             # The transformer has gone by then.
             "decode": vae + decode,

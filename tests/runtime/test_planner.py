@@ -11,7 +11,7 @@ import pytest
 
 from osp_cli.registry import find_model
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.planner import make_plan, with_time
+from osp_cli.runtime.planner import make_plan
 from osp_cli.runtime.strategy import Machine
 
 LARGE = 1 << 40
@@ -40,11 +40,11 @@ def weights(tmp_path):
     return tmp_path
 
 
-def plan_for(weights, model="osp-mini", size=None, device="cpu", **changes):
+def plan_for(weights, model="osp-mini", size=None, device="cpu", speed=None, **changes):
     spec = find_model(model)
     settings = {"image": Path("x.png"), "prompt": "x", "seed": 3, "model": model}
     request = GenerateRequest(**{**settings, **changes})
-    machine = Machine(device=device, device_bytes=LARGE, ram_bytes=LARGE)
+    machine = Machine(device=device, device_bytes=LARGE, ram_bytes=LARGE, speed=speed)
     return make_plan(
         request, spec, size=size or spec.default_size, machine=machine, weights=weights
     )
@@ -97,13 +97,11 @@ def test_auto_is_the_cards_dtype(weights, model):
 )
 def test_each_look_of_a_mixture_is_a_pass_more(style, guidance, passes):
     weights = find_model("osp-mini").weights_dir()
-    plan = plan_for(weights, style=style, guidance_scale=guidance)
+    plan = plan_for(weights, speed=1e12, style=style, guidance_scale=guidance)
     assert plan.passes_per_step == passes
-    once = plan_for(weights, guidance_scale=1.0)
+    once = plan_for(weights, speed=1e12, guidance_scale=1.0)
     assert plan.operations == pytest.approx(passes * once.operations)
-    assert with_time(plan, 1e12).expected_seconds == pytest.approx(
-        passes * with_time(once, 1e12).expected_seconds, rel=0.01
-    )
+    assert plan.expected_seconds == pytest.approx(passes * once.expected_seconds, rel=0.01)
 
 
 def test_more_of_anything_needs_more_memory(weights):
@@ -159,10 +157,17 @@ def test_operations_are_those_of_all_passes(told):
 
 
 def test_time_is_work_by_speed(told):
-    plan = plan_for(told)
-    slow, fast = with_time(plan, 1e9), with_time(plan, 1e10)
+    slow, fast = plan_for(told, speed=1e9), plan_for(told, speed=1e10)
     assert slow.expected_seconds == pytest.approx(10 * fast.expected_seconds, rel=1e-3)
-    assert plan.expected_seconds is None
+    assert plan_for(told).expected_seconds is None
+
+
+def test_time_is_that_of_the_transfers_where_these_are_slower(told):
+    settings = {"device": "cuda", "speed": 1e18, "num_inference_steps": 10, "guidance_scale": 1.0}
+    # 6 million numbers in single precision for each of ten passes, from a disk.
+    plan = plan_for(told, **settings, offload="disk", quant="none")
+    assert plan.expected_seconds == pytest.approx(10 * 4 * 6e6 / 1.5e9, rel=0.01)
+    assert plan_for(told, **settings, offload="none").expected_seconds < 1e-3
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"num_layers": 2}'])
@@ -170,7 +175,7 @@ def test_what_files_do_not_tell_is_not_made_up(told, damage):
     (told / "transformer" / "config.json").write_text(damage)
     plan = plan_for(told)
     assert plan.operations is None
-    assert with_time(plan, 1e9).expected_seconds is None
+    assert plan_for(told, speed=1e9).expected_seconds is None
 
 
 def test_room_is_asked_for_by_the_kind_of_file(weights):

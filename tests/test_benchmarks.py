@@ -1,0 +1,114 @@
+"""The programs under `tests/benchmarks` at their smallest: that they run, and what they show."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from osp_cli.models.state_dict import read_state_dict
+from osp_cli.weight_headers import stored_tensors
+
+FOLDER = Path(__file__).parent / "benchmarks"
+PARTS = ("full", "fp8", "paged", "disk", "diffusers", "diffusers-group", "decode-tiled", "encode")
+
+
+@pytest.fixture
+def program(monkeypatch, tmp_path):
+    """Imports one of them by name."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("OSP_HOME", str(tmp_path / "home"))
+    return importlib.import_module
+
+
+def test_formulas_lie_above_what_is_traced(program):
+    traces = program("activations")
+    size = [(448, 256)]
+    rows = [*traces.passes(size, [5]), *traces.codings(size, [1, 5]), *traces.texts()]
+    assert len(rows) == 3 * 2 + 2 * 4 + 2
+    for row in rows:
+        # Five frames alone do not fill what clips need.
+        share = 1.2 if row.what.startswith("encode") and row.what.endswith("x5") else 1.1
+        assert row.traced <= row.formula <= max(share * row.traced, row.traced + 1e8), row
+
+
+def test_a_pass_is_traced_in_bytes(program):
+    """Two products of 8 x 8 in single precision, the first of which the second needs."""
+    traces = program("activations")
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8, bias=False) for _ in range(5)))
+    model = model.to("meta")
+    assert traces.traced(model, lambda: model(torch.empty(8, 8, device="meta"))) == 3 * 256
+
+
+def test_the_table_has_a_way_for_what_people_have(program):
+    table = program("planner_table")
+    spec = table.model_specs()["flashi2v-1.3b"]
+    [*_, four, eight, last] = list(table.table(spec, 32, (4, 8, 24), 1e14))[:-1]
+    assert four.startswith("|4|group text in pieces, ")
+    assert "|-|" not in eight
+    assert "tiles" in eight
+    assert "tiles" not in last
+    assert table.clips(spec)[0] == ((448, 256), 49)
+
+
+def test_random_checkpoints_are_what_they_say(program, tmp_path):
+    synthetic, loading = program("synthetic"), program("loading")
+    model = loading.empty_model(0.1)
+    size = synthetic.write_checkpoint(tmp_path / "new", model, shards=3)
+    tensors = [t for path in sorted((tmp_path / "new").glob("*.safetensors"))
+               for t in stored_tensors(path)]  # fmt: skip
+    assert sum(tensor.bytes for tensor in tensors) == size
+    assert {tensor.name: tensor.shape for tensor in tensors} == {
+        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
+    }
+    for name, tensor in read_state_dict(tmp_path / "new").items():
+        assert tensor.isfinite().all()
+        drawn = not (name.endswith(".bias") or "norm" in name)
+        assert bool(tensor.float().std() > 0.01) == drawn
+
+
+@pytest.mark.parametrize(
+    ("mode", "least", "most"),
+    # Shares of the weights in bfloat16; the rest of the room is Python's own.
+    [("none", 0, 0.15), ("disk", 0, 0.3), ("fp8", 0.3, 0.65), ("float32", 0.9, 1.15)],
+)
+def test_what_loading_needs_of_the_host(program, tmp_path, mode, least, most):
+    loading, synthetic = program("loading"), program("synthetic")
+    model = loading.empty_model(0.3)
+    wanted = loading.MODES[mode]
+    size = synthetic.write_checkpoint(
+        tmp_path / "transformer", model, getattr(torch, wanted.stored), shards=wanted.shards
+    )
+    in_half = size / (2 if wanted.stored == "float32" else 1)
+    # What earlier tests have left to be reused would not count.
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    found = loading.load(wanted, tmp_path)
+    assert least * in_half <= found["anonymous_bytes"] <= most * in_half
+    assert 0.45 * in_half < found["moved_bytes"] < 1.05 * in_half
+
+
+def test_each_way_of_the_14b_gives_the_same_clip(program, tmp_path):
+    big = program("fourteen_billion")
+    options = argparse.Namespace(
+        tiny=True, folder=tmp_path / "weights", steps=2, cap=24.0, child="full"
+    )
+    big.write_weights(options.folder, tiny=True)
+    found = {}
+    for name in PARTS:
+        options.child = name
+        found[name] = json.loads(json.dumps(big.PARTS[name].run(big.Job(big.PARTS[name], options))))
+    for name in ("full", "paged", "disk"):
+        assert found[name]["same"], name
+        assert found[name]["plan"]["offload"] == {"full": "none", "paged": "group"}.get(name, name)
+    assert 0 < found["fp8"]["relative_error"] < 0.05
+    assert all(len(found[name]["steps"]) == 2 for name in PARTS if "seconds" not in found[name])
+    [head, rule, *rows] = big.table(found)
+    assert len(rows) == len(PARTS)
+    assert {row.count("|") for row in (head, rule, *rows)} == {12}
