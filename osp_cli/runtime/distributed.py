@@ -217,15 +217,17 @@ class Crew:
                         return
                     if word == "event":
                         yield value
+                        self._send("heard", None)
                     elif word == "patient":
                         # As in one process: while a step runs, the first signal is only noted.
                         patience.close()
                         if value:
                             patience.enter_context(self._stop.patience())
+                        self._send("heard", None)
                     elif line is self._lines[0] and word == "failed":
                         raise _LeaderError(value)
                     else:
-                        raise self._reason([(word, value)])
+                        raise self._reason([(line, word, value)])
 
     def _receive(self, line: Any) -> tuple[str, Any]:
         try:
@@ -240,11 +242,11 @@ class Crew:
         except OSError:
             raise self._reason([]) from None
 
-    def _reason(self, told: list[tuple[str, Any]]) -> OspError:
+    def _reason(self, told: list[tuple[Any, str, Any]]) -> OspError:
         """Why they cannot go on, of all that they tell and of how they ended.
 
         Args:
-            told: messages that have been read already.
+            told: messages that have been read already, each with its line.
         """
         left: list[Any] = list(self._lines)
         ends = time.monotonic() + _TELLING_SECONDS
@@ -252,16 +254,23 @@ class Crew:
             ready: list[Any] = wait(left, seconds)
             for line in ready:
                 try:
-                    told.append(line.recv())
+                    told.append((line, *line.recv()))
                 except (EOFError, OSError):
                     left.remove(line)
-        killed = self._killed()
-        if killed is not None:
-            return killed
-        errors: list[OspError] = [error for word, error in told if word in ("broken", "failed")]
-        # Where one has run out of memory, the others only miss it.
-        short = [error for error in errors if isinstance(error, WontFitError)]
-        return next(iter((*short, *errors)), self._ended())
+        errors = {word: error for _, word, error in reversed(told) if word in ("broken", "cut")}
+        memory = [error for _, _, error in told if isinstance(error, WontFitError)]
+        spoke = [line for line, *_ in told]
+        silent = [rank for rank, line in enumerate(self._lines) if line not in spoke]
+        # From causes to what follows from them.
+        reasons: tuple[OspError | None, ...] = (
+            self._killed(),
+            next(iter(memory), None),
+            errors.get("broken"),
+            self._ended(silent),
+            errors.get("cut"),
+        )
+        lost_touch = RuntimeFailureError(f"the {len(self._processes)} processes lost touch")
+        return next((reason for reason in reasons if reason is not None), lost_touch)
 
     def _killed(self) -> OspError | None:
         for number, process in enumerate(self._processes, 1):
@@ -277,16 +286,17 @@ class Crew:
                     )
         return None
 
-    def _ended(self) -> OspError:
-        """Where nobody told a reason, what the first one that ended wrote last."""
-        for rank, process in enumerate(self._processes):
-            if process.poll() is not None:
+    def _ended(self, ranks: Sequence[int]) -> OspError | None:
+        """Of those that told no reason, how the first ended and what it wrote last."""
+        for rank in ranks:
+            process = self._processes[rank]
+            if process.poll():
                 last = _last_line(log_path(str(self._folder), rank))
                 return RuntimeFailureError(
                     f"process {rank + 1} of {len(self._processes)} ended with exit code "
                     f"{process.returncode}{last and ': '}{last}"
                 )
-        return RuntimeFailureError(f"the {len(self._processes)} processes lost touch")
+        return None
 
     def _abort(self) -> None:
         """End them now: the leader may clean up behind itself, the others have nothing to."""

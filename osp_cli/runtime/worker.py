@@ -25,6 +25,7 @@ from osp_cli.stopping import StopSignal
 _ORPHAN_SECONDS = 3.0
 
 _Line = Connection
+_Queue = queue.SimpleQueue[tuple[str, Any]]
 
 
 def main() -> int:
@@ -70,15 +71,22 @@ def _lead(seat: Seat, parent: _Line[Any, Any], peers: list[_Line[Any, Any]]) -> 
 
     # Also where Ctrl-C was ignored by whoever started all this: it is how the leader is ended.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stop = _RelayedStop(tell)
-    jobs: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_hear, args=(parent, jobs, stop), daemon=True).start()
+
+    def tell_and_wait(word: str, value: Any) -> None:
+        # As a generator stands still at `yield`: what is told has been dealt with when this goes
+        # on, so that a signal finds the other process where this one is.
+        tell(word, value)
+        heard.get()
+
+    stop = _RelayedStop(tell_and_wait)
+    jobs, heard = _Queue(), _Queue()
+    threading.Thread(target=_hear, args=(parent, stop, jobs, heard), daemon=True).start()
     try:
         crew, run = _prepare(seat, peers, stop)
     except (KeyboardInterrupt, SystemExit):
         return 1
     except BaseException as error:  # noqa: BLE001 - told as one sentence, by another process
-        tell("broken", _as_told(error))
+        tell(*_as_told(error))
         return 1
     while True:
         word, value = jobs.get()
@@ -87,12 +95,13 @@ def _lead(seat: Seat, parent: _Line[Any, Any], peers: list[_Line[Any, Any]]) -> 
             return 0
         try:
             for event in run(word, value):
-                tell("event", event)
+                tell_and_wait("event", event)
             tell("finished", None)
         except (KeyboardInterrupt, SystemExit):
             return 1
         except BaseException as error:  # noqa: BLE001 - likewise
-            tell("broken" if crew.is_lost else "failed", _as_told(error))
+            word, told = _as_told(error)
+            tell(word if crew.is_lost else "failed", told)
             # A stop was for the whole run, which is over.
             if crew.is_lost or isinstance(error, InterruptedRunError):
                 return 1
@@ -121,7 +130,7 @@ def _prepare(
 
 
 def _follow(seat: Seat, parent: _Line[Any, Any], leader: _Line[Any, Any]) -> int:
-    threading.Thread(target=_hear, args=(parent, None, None), daemon=True).start()
+    threading.Thread(target=_hear, args=(parent,), daemon=True).start()
     try:
         from osp_cli.runtime.start_up import light_imports
 
@@ -129,30 +138,40 @@ def _follow(seat: Seat, parent: _Line[Any, Any], leader: _Line[Any, Any]) -> int
             from osp_cli.runtime.parallel import follow, join
         follow(join(seat), leader)
         return 0
-    except (EOFError, KeyboardInterrupt, SystemExit):
-        # The leader has gone, which is noticed by whoever started it.
-        return 1
+    except (EOFError, ConnectionError):
+        # The leader has gone, and that is nobody's fault here.
+        return 0
     except BaseException as error:  # noqa: BLE001 - told as one sentence, by another process
         with contextlib.suppress(OSError):
-            parent.send(("broken", _as_told(error)))
+            parent.send(_as_told(error))
         return 1
 
 
 def _hear(
     parent: _Line[Any, Any],
-    jobs: queue.SimpleQueue[tuple[str, Any]] | None,
-    stop: StopSignal | None,
+    stop: StopSignal | None = None,
+    jobs: _Queue | None = None,
+    heard: _Queue | None = None,
 ) -> None:
-    """In a thread, as it must be noticed in the middle of a step too: what the parent says."""
+    """What the parent says; in a thread, as it must be noticed in the middle of a step too.
+
+    Args:
+        parent: the socket to it.
+        stop: told of signals; only the leader hears of them, and of what follows.
+        jobs: what it is to do.
+        heard: its messages that have been dealt with.
+    """
     while True:
         try:
             word, value = parent.recv()
         except (EOFError, OSError):
             break
-        if word == "stop" and stop is not None:
+        if stop is None or jobs is None or heard is None:
+            continue
+        if word == "stop":
             stop.note(value)
-        elif jobs is not None:
-            jobs.put((word, value))
+        else:
+            (heard if word == "heard" else jobs).put((word, value))
     if jobs is not None:
         # The leader may hold half a file.
         _thread.interrupt_main()
@@ -160,14 +179,16 @@ def _hear(
     os._exit(1)
 
 
-def _as_told(error: BaseException) -> BaseException:
-    """The error as the other process may raise it."""
+def _as_told(error: BaseException) -> tuple[str, BaseException]:
+    """The error as the other process may raise it, and whether it is but another one's end."""
     if isinstance(error, OspError | BrokenPipeError):
-        return error
+        return "broken", error
     traceback.print_exception(error)
     told = RuntimeFailureError(f"unexpected {type(error).__name__}: {error}".partition("\n")[0])
     told.add_note("".join(traceback.format_exception(error)))
-    return told
+    # What the libraries say when the one at the other end has died.
+    is_cut = any(name in str(error).lower() for name in ("gloo", "nccl", "connection closed"))
+    return "cut" if is_cut else "broken", told
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# What the first shared step would import.
+import torch._dynamo
 from conftest import register_tiny
 
 from osp_cli.cli.app import main
@@ -109,7 +112,7 @@ def forking(strike: dict[str, Any] | None) -> Any:
         if seat.rank:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         kept = {0, 1, 2, seat.parent, *seat.peers}
-        for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - kept:
+        for descriptor in {int(path.name) for path in Path("/proc/self/fd").iterdir()} - kept:
             try:
                 os.close(descriptor)
             except OSError:
