@@ -6,6 +6,7 @@ import _thread
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -80,7 +81,7 @@ def _lead(seat: Seat, parent: _Line[Any, Any], peers: list[_Line[Any, Any]]) -> 
 
     stop = _RelayedStop(tell_and_wait)
     jobs, heard = _Queue(), _Queue()
-    threading.Thread(target=_hear, args=(parent, stop, jobs, heard), daemon=True).start()
+    threading.Thread(target=_hear, args=(parent, stop, jobs, heard, seat), daemon=True).start()
     try:
         crew, run = _prepare(seat, peers, stop)
     except (KeyboardInterrupt, SystemExit):
@@ -152,6 +153,7 @@ def _hear(
     stop: StopSignal | None = None,
     jobs: _Queue | None = None,
     heard: _Queue | None = None,
+    seat: Seat | None = None,
 ) -> None:
     """What the parent says; in a thread, as it must be noticed in the middle of a step too.
 
@@ -160,6 +162,7 @@ def _hear(
         stop: told of signals; only the leader hears of them, and of what follows.
         jobs: what it is to do.
         heard: its messages that have been dealt with.
+        seat: of the leader.
     """
     while True:
         try:
@@ -172,8 +175,9 @@ def _hear(
             stop.note(value)
         else:
             (heard if word == "heard" else jobs).put((word, value))
-    if jobs is not None:
-        # The leader may hold half a file.
+    if seat is not None:
+        # Who made the folder cannot remove it any more; and the leader may hold half a file.
+        shutil.rmtree(seat.folder, ignore_errors=True)
         _thread.interrupt_main()
         time.sleep(_ORPHAN_SECONDS)
     os._exit(1)
