@@ -14,7 +14,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -164,7 +164,9 @@ class Leader:
         # What it shows is in the conditions.
         inputs = replace(inputs, image=None)
         with ExitStack() as stack:
-            with self.together("sample", inputs, state.step, pack(conditions, state)):
+            with self.together(
+                "sample", inputs, type(conditions), state.step, pack(conditions, state)
+            ):
                 shared = _shared(pipeline, self._group, inputs, conditions, state)
                 own = stack.enter_context(shared)
             try:
@@ -281,10 +283,11 @@ def _sample_along(
     group: Group,
     leader: Connection[Any, Any],
     inputs: SamplingInputs,
+    kind: type[Conditions],
     step: int,
     packed: bytes,
 ) -> None:
-    conditions, state = unpack(packed, step, pipeline.transformer.device)
+    conditions, state = unpack(packed, kind, step, pipeline.transformer.device)
     num_tokens = _num_tokens(pipeline.transformer, state.latents)
     with _shared(pipeline, group, inputs, conditions, state) as own:
         steps = own.steps()
@@ -412,16 +415,13 @@ def _gathered(state: SamplingState, group: Group, num_tokens: int) -> SamplingSt
 
 
 def pack(conditions: Conditions, state: SamplingState) -> bytes:
-    """Both as they can be sent; how many steps were done is not in it."""
+    """The tensors of both as they can be sent; how many steps were done is not among them."""
     tensors: dict[str, Tensor | None] = {
-        "cond": conditions.cond,
-        "uncond": conditions.uncond,
-        "first": conditions.first,
-        "projected": conditions.projected,
         "latents": state.latents,
         "weights": torch.tensor([weight for _, weight in conditions.also], dtype=torch.float64),
     }
     tensors |= {f"also.{index}": tensor for index, (tensor, _) in enumerate(conditions.also)}
+    tensors |= {f"condition.{name}": getattr(conditions, name) for name in _names(type(conditions))}
     tensors |= {f"solver.{name}": tensor for name, tensor in state.solver.items()}
     tensors |= {f"cache.{name}": tensor for name, tensor in state.cache.items()}
     return save(
@@ -429,19 +429,23 @@ def pack(conditions: Conditions, state: SamplingState) -> bytes:
     )
 
 
-def unpack(data: bytes, step: int, device: torch.device) -> tuple[Conditions, SamplingState]:
-    """What was packed, on a device."""
-    tensors = load(data)
-    weights = tensors["weights"].tolist()
-    on_device = {name: tensor.to(device) for name, tensor in tensors.items() if "." not in name}
-    conditions = Conditions(
-        cond=on_device["cond"],
-        uncond=on_device.get("uncond"),
-        first=on_device.get("first"),
-        projected=on_device.get("projected"),
-        also=tuple(
-            (tensors[f"also.{index}"].to(device), weight) for index, weight in enumerate(weights)
-        ),
+def unpack(
+    data: bytes, kind: type[Conditions], step: int, device: torch.device
+) -> tuple[Conditions, SamplingState]:
+    """What was packed, conditions of that kind, on a device."""
+    tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
+    there = below(tensors, "condition")
+    also = [
+        (tensors[f"also.{index}"], weight)
+        for index, weight in enumerate(tensors["weights"].tolist())
+    ]
+    conditions = kind(**{name: there.get(name) for name in _names(kind)}, also=tuple(also))
+    state = SamplingState(
+        tensors["latents"], step, below(tensors, "solver"), below(tensors, "cache")
     )
-    solver, cache = below(tensors, "solver"), below(tensors, "cache")
-    return conditions, SamplingState(tensors["latents"], step, solver, cache)
+    return conditions, state
+
+
+def _names(kind: type[Conditions]) -> list[str]:
+    """The fields that are tensors, or None."""
+    return [field.name for field in fields(kind) if field.name != "also"]

@@ -16,7 +16,8 @@ from PIL import Image
 
 from osp_cli.dials import NO_CACHE
 from osp_cli.errors import InvalidRequestError, WontFitError
-from osp_cli.pipelines.flash_i2v import Conditions, SamplingState
+from osp_cli.pipelines.flash_i2v import SamplingState
+from osp_cli.pipelines.wan_i2v import FirstFrameConditions
 from osp_cli.runtime import devices
 from osp_cli.runtime.distributed import Seat, check_share
 from osp_cli.runtime.parallel import pack, unpack
@@ -405,18 +406,20 @@ def test_a_plan_of_several_devices(request_for, tiny_card):
 
 
 def test_what_is_sent_arrives():
-    tensors = [torch.randn(1, 3, 4) for _ in range(8)]
-    conditions = Conditions(
+    tensors = [torch.randn(1, 3, 4) for _ in range(10)]
+    conditions = FirstFrameConditions(
         cond=tensors[0],
         uncond=None,
         first=tensors[1],
         projected=tensors[2],
         also=((tensors[3].bfloat16(), 0.3), (tensors[4], 0.1)),
+        known=tensors[8],
+        image_embeds=tensors[9],
     )
     state = SamplingState(tensors[5], 3, {"a.b": tensors[6]}, {"fbcache.head.cond": tensors[7]})
-    got, where = unpack(pack(conditions, state), 3, torch.device("cpu"))
+    got, where = unpack(pack(conditions, state), type(conditions), 3, torch.device("cpu"))
     assert got.uncond is None
-    for name in ("cond", "first", "projected"):
+    for name in ("cond", "first", "projected", "known", "image_embeds"):
         assert torch.equal(getattr(got, name), getattr(conditions, name))
     assert [weight for _, weight in got.also] == [0.3, 0.1]
     assert got.also[0][0].dtype == torch.bfloat16
