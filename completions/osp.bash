@@ -59,6 +59,7 @@ _osp_takes_value() {
             'generate --offload' | \
             'generate --quant' | \
             'generate --attention' | \
+            'generate --gpus' | \
             'generate --max-vram' | \
             'generate --max-ram' | \
             'generate --config' | \
@@ -107,7 +108,7 @@ _osp_values() {
 _osp_options() {
     case $1 in
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
-        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--max-vram' '--max-ram' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;

@@ -40,6 +40,7 @@ function __osp_place
         'generate --offload' \
         'generate --quant' \
         'generate --attention' \
+        'generate --gpus' \
         'generate --max-vram' \
         'generate --max-ram' \
         'generate --config' \
@@ -279,6 +280,7 @@ complete -c osp -n '__osp_in generate' -l 'vae-tiling' -d 'Decode in tiles: less
 complete -c osp -n '__osp_in generate' -l 'no-vae-tiling' -d 'Decode in tiles: less memory, not quite the same picture [where it must be]'
 complete -c osp -n '__osp_in generate' -l 'compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
 complete -c osp -n '__osp_in generate' -l 'no-compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in generate' -l 'gpus' -r -f -d 'Sample on N graphics cards together [1]'
 complete -c osp -n '__osp_in generate' -l 'max-vram' -r -f -d 'Use no more of the graphics card\'s memory, as in 12GB'
 complete -c osp -n '__osp_in generate' -l 'max-ram' -r -f -d 'Plan with no more of the computer\'s memory'
 complete -c osp -n '__osp_in generate' -l 'metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'

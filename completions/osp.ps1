@@ -56,6 +56,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'generate' '--no-vae-tiling' '' 'Decode in tiles: less memory, not quite the same picture [where it must be]'
         row 'generate' '--compile' '' 'Compile the blocks: slow to start, quicker steps [no]'
         row 'generate' '--no-compile' '' 'Compile the blocks: slow to start, quicker steps [no]'
+        row 'generate' '--gpus' 'gpus' 'Sample on N graphics cards together [1]'
         row 'generate' '--max-vram' 'max-vram' 'Use no more of the graphics card''s memory, as in 12GB'
         row 'generate' '--max-ram' 'max-ram' 'Plan with no more of the computer''s memory'
         row 'generate' '--metadata' '' 'Keep the recipe in the video and beside it, or nowhere [kept]'

@@ -368,6 +368,7 @@ DIALS: Mapping[str, Dial] = {
         Dial("attention", "attention", _plain),
         Dial("vae-tiling", "vae_tiling", switch("--vae-tiling")),
         Dial("compile", "compile", switch("--compile")),
+        Dial("gpus", "gpus", whole_number("--gpus")),
         Dial("max-vram", "max_vram", memory("--max-vram")),
         Dial("max-ram", "max_ram", memory("--max-ram")),
     )

@@ -35,6 +35,8 @@ class Plan:
         compile: the transformer's blocks are compiled.
         pinned: what is offloaded waits in page-locked memory.
         streamed: parts that reach the device piece by piece.
+        gpus: how many devices, or processes on the CPU, share the sampling; all figures of memory
+            are those of each.
         expected_peak_bytes: memory of the device at the highest point of the run.
         expected_stage_bytes: the same for each stage.
         expected_ram_bytes: of the host that the run needs; on the CPU it is the device.
@@ -74,6 +76,7 @@ class Plan:
     attention: str = "sdpa"
     vae_tiling: bool = False
     compile: bool = False
+    gpus: int = 1
     pinned: bool = False
     streamed: tuple[str, ...] = ()
     expected_stage_bytes: dict[str, int] = field(default_factory=dict)

@@ -29,6 +29,7 @@ ATTENTIONS = ("auto", "sdpa", "flash", "sage")
 PREVIEWS = ("none", "latent", "contact")
 MAX_SEED = 2**63 - 1
 MAX_LORA_WEIGHT = 10
+MAX_GPUS = 64
 STDIN = Path("-")
 
 
@@ -69,6 +70,7 @@ class GenerateRequest:
         attention: which kernels: `auto`, `sdpa`, `flash` or `sage`.
         vae_tiling: encode and decode in tiles; None does so where the memory asks for it.
         compile: the transformer's blocks, which takes minutes and pays off over many steps.
+        gpus: how many CUDA devices share the sampling; on `cpu`, how many processes.
         max_vram: bytes of the device's memory that may be used; None for all that are free.
         max_ram: bytes of the host's memory likewise.
         overwrite: an existing output may be replaced.
@@ -114,6 +116,7 @@ class GenerateRequest:
     attention: str = "auto"
     vae_tiling: bool | None = None
     compile: bool = False
+    gpus: int = 1
     max_vram: int | None = None
     max_ram: int | None = None
     overwrite: bool = False
@@ -334,11 +337,31 @@ class GenerateRequest:
                 raise InvalidRequestError(
                     f"unknown {flag} {value!r}", hint=f"the kinds are: {', '.join(known)}"
                 )
+        self._check_gpus()
         for flag, limit in (("--max-vram", self.max_vram), ("--max-ram", self.max_ram)):
             if limit is not None and limit < 10**8:
                 raise InvalidRequestError(
                     f"{flag} is at least 0.1 GB, got {limit / 1e9:g} GB", hint=f"{flag} 12GB"
                 )
+
+    def _check_gpus(self) -> None:
+        _check_range("--gpus", self.gpus, 1, MAX_GPUS)
+        if self.gpus == 1:
+            return
+        if self.device not in ("auto", "cuda", "cpu"):
+            raise InvalidRequestError(
+                f"--gpus {self.gpus} and --device {self.device}, which is one, exclude each other",
+                hint=f"--device cuda with CUDA_VISIBLE_DEVICES={_first_numbers(self.gpus)}",
+            )
+        if self.offload == "disk":
+            raise InvalidRequestError(
+                "--offload disk takes the weights from the disk for one GPU only",
+                hint="--offload group, or leave out --gpus",
+            )
+        if self.compile:
+            raise InvalidRequestError(
+                "--compile has not been made to work with --gpus", hint="leave out one of the two"
+            )
 
     def _settle_output(self) -> None:
         output = self.output
@@ -357,6 +380,10 @@ class GenerateRequest:
 def _names(able: Callable[[ModelSpec], bool]) -> list[str]:
     """The models that can be run, of those that are able."""
     return [name for name, s in model_specs().items() if able(s) and s.run_problem() is None]
+
+
+def _first_numbers(count: int) -> str:
+    return ",".join(map(str, range(count)))
 
 
 def round_up_frames(num_frames: int, spec: ModelSpec) -> int:

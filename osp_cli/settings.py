@@ -68,6 +68,7 @@ PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "attention": "auto",
     "vae_tiling": None,
     "compile": False,
+    "gpus": 1,
     "max_vram": None,
     "max_ram": None,
 }

@@ -37,6 +37,15 @@ class StopSignal:
         """Whether a signal has come."""
         return self._signum is not None
 
+    @property
+    def signum(self) -> int | None:
+        """Which signal came first, if any has."""
+        return self._signum
+
+    def note(self, signum: int) -> None:
+        """As if that signal had come while a step was running; from another process, or thread."""
+        self._signum = self._signum or signum
+
     @contextlib.contextmanager
     def patience(self) -> Iterator[None]:
         """Inside, the first signal is only noted; who waits must look at `requested`."""

@@ -73,6 +73,7 @@ VALUES = {
     "attention": line,
     "vae-tiling": st.booleans(),
     "compile": st.booleans(),
+    "gpus": st.integers(0, 10**6),
     "max-vram": st.integers(0, 10**14).map(MemorySize),
     "max-ram": st.integers(0, 10**14).map(MemorySize),
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from osp_cli import events
 from osp_cli.cli import console
-from osp_cli.cli.showing import memory_text, time_text, way_text
+from osp_cli.cli.showing import device_text, memory_text, time_text, way_text
 from osp_cli.outputs import STDOUT
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Display:
             case events.Planned(plan):
                 self.line(
                     f"{plan.model}: {plan.width}x{plan.height}, {plan.num_frames} frames, "
-                    f"{plan.steps} steps, seed {plan.seed}, {plan.device} {plan.dtype}"
+                    f"{plan.steps} steps, seed {plan.seed}, {device_text(plan)} {plan.dtype}"
                 )
                 if plan.weights_bytes > _LARGE_BYTES or plan.offload != "none":
                     # What it will cost, where that is more than a moment.

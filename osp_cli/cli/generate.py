@@ -76,6 +76,7 @@ def generate(
     attention: opt.AttentionOpt = None,
     vae_tiling: opt.VaeTilingOpt = None,
     compile_blocks: opt.CompileOpt = None,
+    gpus: opt.GpusOpt = None,
     max_vram: opt.MaxVramOpt = None,
     max_ram: opt.MaxRamOpt = None,
     metadata: opt.MetadataOpt = None,
@@ -130,6 +131,7 @@ def generate(
             "attention": attention,
             "vae_tiling": vae_tiling,
             "compile": compile_blocks,
+            "gpus": gpus,
             "max_vram": max_vram,
             "max_ram": max_ram,
         },
@@ -245,6 +247,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
     from osp_cli.media.image import decode_image, load_image
     from osp_cli.media.sinks import check_output
     from osp_cli.runtime.adapters import check_loras
+    from osp_cli.runtime.distributed import check_share
     from osp_cli.runtime.replay import refuse_unfinished
 
     try:
@@ -255,6 +258,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
         request.spec.weights_dir()
         if request.latents is None:
             check_loras(request)
+        check_share(request)
         folder = request.output.parent
         if request.makes_folder and not folder.exists():
             if not dry_run:
@@ -377,6 +381,11 @@ def _events(asked: Asked, started: float, stop: StopSignal, left: _Left) -> Iter
 def _runner(asked: Asked, stop: StopSignal) -> Iterator[Event]:
     """The iterator that does the work, not yet begun."""
     requests: Sequence[GenerateRequest] = asked.requests
+    if any(request.gpus > 1 for request in requests):
+        # Without torch: it starts in the processes that use it.
+        from osp_cli.runtime.distributed import run_together
+
+        return run_together(asked.items, batch=asked.is_batch, stop=stop)
     if requests[0].preview == "contact":
         from osp_cli.runtime.contact import run_contact
 

@@ -26,7 +26,7 @@ from osp_cli.settings import Setting, Settled, Source, recipe_layer, settle_gene
 _MAX_STDIN_BYTES = 512 * 2**20
 # What may be said anew of latents that were sampled already.
 _FLAG_OF = {dial.field: dial.name for dial in DIALS.values()}
-_OF_THE_FILE = ("output", "fps", "metadata", "device", "preview")
+_OF_THE_FILE = ("output", "fps", "metadata", "device", "gpus", "preview")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

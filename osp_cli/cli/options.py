@@ -296,6 +296,15 @@ CompileOpt = Annotated[
         "--compile/--no-compile", help="Compile the blocks: slow to start, quicker steps [no]"
     ),
 ]
+GpusOpt = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        parser=whole_number("--gpus"),
+        help="Sample on N graphics cards together [1]",
+    ),
+]
 MaxVramOpt = Annotated[
     int | None,
     typer.Option(

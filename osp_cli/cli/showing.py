@@ -56,7 +56,7 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
     guidance = "no guidance" if plan.guidance <= 1 else f"guidance {plan.guidance:g}"
     cache = "" if plan.cache == "none" else f", {plan.cache}"
     rows = {
-        "model": f"{plan.model}, {plan.device} {plan.dtype}",
+        "model": f"{plan.model}, {device_text(plan)} {plan.dtype}",
         "video": f"{plan.width}x{plan.height}, {plan.num_frames} frames at {request.fps} fps",
         "output": str(request.output),
         **_style_row(plan, request),
@@ -98,6 +98,15 @@ _WAYS = {
 }
 
 
+def device_text(plan: Plan) -> str:
+    """What computes."""
+    if plan.gpus == 1:
+        return plan.device
+    return (
+        f"{plan.gpus} processes on {plan.device}" if plan.device == "cpu" else f"{plan.gpus} GPUs"
+    )
+
+
 def memory_text(plan: Plan) -> str:
     """What the run needs of the device's memory, and of the host's where that is another."""
     text = f"about {_bytes(plan.expected_peak_bytes)}"
@@ -105,7 +114,7 @@ def memory_text(plan: Plan) -> str:
         text += f" of {_bytes(plan.device_bytes)}"
     if plan.device != "cpu":
         text += f" on {plan.device}, {_bytes(plan.expected_ram_bytes)} of the computer's"
-    return text
+    return text if plan.gpus == 1 else f"{text}, for each of {plan.gpus}"
 
 
 def time_text(plan: Plan) -> str:

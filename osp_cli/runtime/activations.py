@@ -67,6 +67,7 @@ def activations(
     dtype: str,
     passes_per_step: int,
     cache: str,
+    gpus: int = 1,
 ) -> Activations:
     """What each stage of one clip needs.
 
@@ -79,6 +80,8 @@ def activations(
         dtype: that the transformer computes in.
         passes_per_step: of the transformer.
         cache: kind of the step cache; each keeps hidden states of every pass.
+        gpus: devices among which the tokens are shared out; the figures are those of the first,
+            which does everything else alone.
     """
     pixels = size[0] * size[1]
     is_wan = spec.vae_class == "AutoencoderKLWan"
@@ -99,7 +102,7 @@ def activations(
     cells = -(-pixels // spec.scale_factor_spatial**2)
     latents = 4 * spec.latent_channels * cells * (1 + (num_frames - 1) // 4)
     pictures = pixels * num_frames * _PICTURE_BYTES
-    sampling = int(tokens * per_token) + kept + 8 * latents
+    sampling = _shared(tokens, per_token, kept, shape, dtype, gpus) + 8 * latents
     if not is_wan:
         return Activations(
             condition=pixels * _LINEAR_ENCODE,
@@ -123,3 +126,16 @@ def activations(
         decode=max(pixels * decode + pixels * num_frames * 12, pictures),
         decode_tiled=max(tile * decode + finished, pictures),
     )
+
+
+def _shared(
+    tokens: int, per_token: float, kept: int, shape: TransformerShape | None, dtype: str, gpus: int
+) -> int:
+    """Of one pass and of what step caches keep, the part of each device."""
+    if gpus == 1:
+        return int(tokens * per_token) + kept
+    # Every device embeds all tokens, adds what they are told, and then keeps its share; the whole
+    # is let go of behind the first block.
+    whole = 0 if shape is None else tokens * shape.width * DTYPE_BYTES[dtype]
+    share = -(-tokens // gpus)
+    return max(4 * whole, int(share * per_token) + whole) + -(-kept // gpus)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from osp_cli.errors import (
     BatchPartlyFailedError,
@@ -13,15 +13,13 @@ from osp_cli.errors import (
 )
 from osp_cli.events import Done, Event, Failed, ItemStarted
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.models import Models
-from osp_cli.runtime.runner import run
 from osp_cli.stopping import StopSignal
 
 
 def run_batch(
     items: Sequence[GenerateRequest | OspError], *, stop: StopSignal | None = None
 ) -> Iterator[Event]:
-    """Yields the events of one clip after the other; what fails is told, and the rest is done.
+    """The events of one clip after the other; what fails is told, and the rest is done.
 
     Args:
         items: requests, and the errors of those that could not be settled.
@@ -32,8 +30,20 @@ def run_batch(
         BatchPartlyFailedError: some clips failed.
         OspError: all of them failed; its class is that of the first.
     """
-    started = time.perf_counter()
+    # Now, not when the first event is asked for; and not where other processes do the work.
+    from osp_cli.runtime.models import Models
+    from osp_cli.runtime.runner import run
+
     stop, models = stop or StopSignal(), Models()
+    return run_each(items, lambda request: run(request, stop=stop, models=models))
+
+
+def run_each(
+    items: Sequence[GenerateRequest | OspError],
+    run: Callable[[GenerateRequest], Iterator[Event]],
+) -> Iterator[Event]:
+    """Yields the events of `run` for each of the items, as `run_batch` tells."""
+    started = time.perf_counter()
     timings: dict[str, float] = {}
     skipped = 0
     errors: list[OspError] = []
@@ -44,7 +54,7 @@ def run_batch(
             continue
         yield ItemStarted(number, len(items), item.output, item.seed, item.prompt)
         try:
-            for event in run(item, stop=stop, models=models):
+            for event in run(item):
                 if isinstance(event, Done):
                     skipped += event.skipped_steps
                     for name, seconds in event.timings.items():

@@ -25,7 +25,10 @@ _SHARE_OF_STEPS = 0.2
 
 
 def run_contact(
-    requests: Sequence[GenerateRequest], *, stop: StopSignal | None = None
+    requests: Sequence[GenerateRequest],
+    *,
+    stop: StopSignal | None = None,
+    models: Models | None = None,
 ) -> Iterator[Event]:
     """Yields the events of sampling each clip for a few steps, then of saving the sheet.
 
@@ -38,7 +41,7 @@ def run_contact(
     started = time.perf_counter()
     path = sheet_path([request.output for request in requests])
     check_writable(path, overwrite=requests[0].overwrite)
-    stop, models = stop or StopSignal(), Models()
+    stop, models = stop or StopSignal(), models or Models()
     rows = {}
     for number, request in enumerate(requests, 1):
         yield ItemStarted(number, len(requests), request.output, request.seed, request.prompt)

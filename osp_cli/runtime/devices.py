@@ -41,6 +41,23 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def check_gpus(count: int, device: torch.device) -> None:
+    """Refuse more devices than there are.
+
+    Raises:
+        InvalidRequestError: the hint tells how many there are.
+    """
+    if count == 1 or device.type == "cpu":
+        return
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count > there:
+        raise InvalidRequestError(
+            f"--gpus {count} asks for more graphics cards than this machine has",
+            hint=f"there {'is 1' if there == 1 else f'are {there}'}: "
+            + ("leave out --gpus" if there == 1 else f"--gpus {there}"),
+        )
+
+
 def available_memory(device: torch.device) -> int:
     """Bytes that may still be taken on the device; on the CPU the container's limit counts."""
     if device.type == "cuda":

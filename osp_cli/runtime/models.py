@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from osp_cli.dials import LoraChoice
 from osp_cli.events import Loaded
-from osp_cli.pipelines.flash_i2v import FlashI2VPipeline
+from osp_cli.pipelines.flash_i2v import (
+    Conditions,
+    FlashI2VPipeline,
+    Sampling,
+    SamplingInputs,
+    SamplingState,
+)
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.loading import PARTS, load_parts
 from osp_cli.runtime.loading_wan import make_pipeline
+
+if TYPE_CHECKING:
+    from osp_cli.runtime.parallel import Leader, SharedSampling
 
 # Parts that turn prompt and picture into conditions; nobody needs them after that.
 CONDITIONING = tuple(name for name in PARTS if name != "transformer")
@@ -29,9 +39,13 @@ class Models:
 
     Where a plan frees parts, only those of the present stage are kept. They come back from the
     files, which the system holds in memory as long as it has some to spare.
+
+    Args:
+        leader: of the processes that share a clip with this one, if there are any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, leader: Leader | None = None) -> None:
+        self._leader = leader
         self._key: tuple[object, ...] = ()
         self._loras: tuple[LoraChoice, ...] = ()
         self._parts: dict[str, Any] = {}
@@ -64,6 +78,9 @@ class Models:
         self._spec = spec
         if plan.frees_parts:
             self._keep(names)
+        if plan.gpus > 1 and self._leader is not None and names != DECODING:
+            # They begin now, so that nobody waits for them later.
+            self._leader.load(spec, plan, folder)
         missing = [name for name in names if name not in self._parts]
         for loaded, part in load_parts(spec, plan, folder, missing):
             self._parts[loaded.component] = part
@@ -77,6 +94,11 @@ class Models:
         self._keep(())
 
     @property
+    def is_lost(self) -> bool:
+        """Whether other devices wait for ever, so that nothing more can be shared with them."""
+        return self._leader is not None and self._leader.is_lost
+
+    @property
     def vae(self) -> Any:
         """The autoencoder."""
         return self._parts["vae"]
@@ -86,6 +108,25 @@ class Models:
         """A pipeline of the parts that are there; its stages need theirs."""
         assert self._spec is not None
         return make_pipeline(self._spec, self._parts)
+
+    def sampling(
+        self,
+        plan: Plan,
+        inputs: SamplingInputs,
+        conditions: Conditions,
+        state: SamplingState | None,
+    ) -> AbstractContextManager[Sampling | SharedSampling]:
+        """The pipeline's `sampling`, on as many devices as the plan says.
+
+        Raises:
+            ValueError: that is more than one, and there is no process for the others.
+        """
+        pipeline = self.pipeline
+        if plan.gpus == 1:
+            return pipeline.sampling(inputs, conditions, state)
+        if self._leader is None:
+            raise ValueError("several devices take several processes: run_together starts them")
+        return self._leader.sampling(pipeline, inputs, conditions, state)
 
     def _keep(self, names: tuple[str, ...]) -> None:
         gone = self._parts.keys() - {*names}

@@ -42,7 +42,8 @@ def make_plan(
         WontFitError: it fits in no way.
     """
     width, height = size
-    frames = request.num_frames
+    frames, gpus = request.num_frames, request.gpus
+    machine = _share(machine, gpus)
     latent_frames = 1 + (frames - 1) // spec.scale_factor_temporal
     # Two latent cells along each side make a token, for every model here.
     cell = spec.scale_factor_spatial * 2
@@ -65,9 +66,10 @@ def make_plan(
             dtype=dtype,
             passes_per_step=passes_per_step,
             cache=request.cache.kind,
+            gpus=gpus,
         ),
         passes=passes,
-        operations=None if one_pass is None else passes * one_pass,
+        operations=None if one_pass is None else passes * one_pass / gpus,
     )
     plan = Plan(
         model=spec.name,
@@ -88,10 +90,11 @@ def make_plan(
         attention="sdpa" if request.attention == "auto" else request.attention,
         compile=request.compile,
         loras=request.loras,
+        gpus=gpus,
         device_bytes=machine.device_bytes,
         expected_peak_bytes=0,
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),
-        operations=work.operations,
+        operations=None if one_pass is None else passes * one_pass,
     )
     strategy = choose(work, machine, request, below)
     plan = _with_strategy(plan, strategy)
@@ -115,6 +118,18 @@ def _check_format(request: GenerateRequest, sizes: Mapping[str, PartSize]) -> No
             hint=f"osp download {request.model} --local FILE.gguf installs such a file, "
             "or use --quant fp8",
         )
+
+
+def _share(machine: Machine, gpus: int) -> Machine:
+    """What each of several processes has of a machine: a device of its own, a part of the host."""
+    if gpus == 1:
+        return machine
+    device = machine.device_bytes
+    return replace(
+        machine,
+        device_bytes=device // gpus if machine.kind == "cpu" else device,
+        ram_bytes=machine.ram_bytes // gpus,
+    )
 
 
 def _with_strategy(plan: Plan, strategy: Strategy) -> Plan:

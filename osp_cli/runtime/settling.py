@@ -27,7 +27,7 @@ from osp_cli.outputs import STDOUT, latents_path
 from osp_cli.plan import Plan
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
-from osp_cli.runtime.devices import resolve_device, this_machine
+from osp_cli.runtime.devices import check_gpus, resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
 from osp_cli.runtime.kernels import check_attention
 from osp_cli.runtime.planner import make_plan
@@ -154,6 +154,7 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     loaded = _picture(request) if frozen is None else None
     size = _choose_size(request, loaded)
     device = resolve_device(request.device)
+    check_gpus(request.gpus, device)
     check_quant(request.quant, device)
     check_attention(request.attention, device)
     # How quick it is matters to whoever waits for minutes, not to the small model.

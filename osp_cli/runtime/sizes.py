@@ -56,6 +56,7 @@ class TransformerShape:
     layers: int
     width: int
     ffn: int
+    heads: int
 
 
 def part_sizes(
@@ -90,7 +91,7 @@ def transformer_shape(spec: ModelSpec, folder: Path | None) -> TransformerShape 
     card = spec.architecture
     if card is None:
         return None
-    return TransformerShape(layers=card.layers, width=card.width, ffn=card.ffn)
+    return TransformerShape(layers=card.layers, width=card.width, ffn=card.ffn, heads=card.heads)
 
 
 def _shape_of_files(folder: Path) -> TransformerShape:
@@ -98,7 +99,10 @@ def _shape_of_files(folder: Path) -> TransformerShape:
     heads = config.get("num_attention_heads") or config.get("num_heads")
     width = config.get("dim") or heads * config["attention_head_dim"]
     return TransformerShape(
-        layers=int(config["num_layers"]), width=int(width), ffn=int(config["ffn_dim"])
+        layers=int(config["num_layers"]),
+        width=int(width),
+        ffn=int(config["ffn_dim"]),
+        heads=int(heads),
     )
 
 

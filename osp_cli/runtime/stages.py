@@ -10,7 +10,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ from osp_cli.runtime.settling import Clip, in_less_memory
 from osp_cli.stopping import StopSignal
 from osp_cli.style_mix import prompts_of_recipe
 
+if TYPE_CHECKING:
+    from osp_cli.runtime.parallel import SharedSampling
+
 # A preview is drawn about so many times while a clip is sampled.
 _NUM_PREVIEWS = 4
 
@@ -58,7 +61,7 @@ class Sampled:
     """
 
     clip: Clip
-    sampling: Sampling
+    sampling: Sampling | SharedSampling
     kept: Path
 
 
@@ -69,7 +72,7 @@ class _Attempt:
     clip: Clip
     state: SamplingState | None
     stage: str = "condition"
-    sampling: Sampling | None = None
+    sampling: Sampling | SharedSampling | None = None
     kept: Path | None = None
 
 
@@ -99,7 +102,7 @@ def sample(
                 raise
             attempt.sampling = None
             models.drop()
-            yield from _step_down(attempt, error)
+            yield from _step_down(attempt, error, lost=models.is_lost)
     sampling, kept = attempt.sampling, attempt.kept
     assert sampling is not None and kept is not None
     yield LatentsSaved(kept, sampling.step, sampling.num_steps)
@@ -121,12 +124,14 @@ def _steps(
     attempt.stage = "sampling"
     if clip.plan.frees_parts:
         yield from models.load(clip.request.spec, clip.plan, clip.weights, SAMPLING)
-    pipeline = models.pipeline
-    with pipeline.sampling(inputs, conditions, attempt.state) as sampling, stop.patience():
+    shared = models.sampling(clip.plan, inputs, conditions, attempt.state)
+    with shared as sampling, stop.patience():
         attempt.sampling = sampling
         for step in sampling.steps():
             # References, no copies: what a failing step would have changed is still whole in them.
-            attempt.state = sampling.state()
+            # Of several devices they would have to be fetched.
+            if clip.plan.gpus == 1 or clip.plan.cache == "none":
+                attempt.state = sampling.state()
             yield step
             if stop.requested or sampling.step == until:
                 break
@@ -153,8 +158,13 @@ def _conditions(
     return conditions
 
 
-def _step_down(attempt: _Attempt, error: BaseException) -> Iterator[Event]:
+def _step_down(attempt: _Attempt, error: BaseException, *, lost: bool) -> Iterator[Event]:
     """The attempt with a plan that needs less.
+
+    Args:
+        attempt: that failed.
+        error: of the memory.
+        lost: other devices wait in the middle of the step, so that this run must end.
 
     Raises:
         WontFitError: there is none.
@@ -162,7 +172,12 @@ def _step_down(attempt: _Attempt, error: BaseException) -> Iterator[Event]:
     clip, state = attempt.clip, attempt.state
     done = 0 if state is None else state.step
     try:
-        attempt.clip = in_less_memory(clip, attempt.stage)
+        following = in_less_memory(clip, attempt.stage)
+        if lost:
+            raise WontFitError(
+                "", hint=f"{way_text(following)} needs less, as do fewer --frames or more --gpus"
+            )
+        attempt.clip = following
     except WontFitError as refusal:
         kept: tuple[Path, ...] = ()
         if state is not None and done:
@@ -215,7 +230,7 @@ def _inputs(clip: Clip) -> SamplingInputs:
     )
 
 
-def _preview(clip: Clip, vae: Any, sampling: Sampling) -> Iterator[Event]:
+def _preview(clip: Clip, vae: Any, sampling: Sampling | SharedSampling) -> Iterator[Event]:
     """Now and then a strip of pictures of what the clip will be."""
     if clip.request.preview != "latent":
         return

@@ -166,6 +166,9 @@ def _ways(work: Work, machine: Machine, request: GenerateRequest) -> Iterator[St
             if machine.kind == "cpu"
             else ["none", "model", "group", "disk"]
         )
+        if request.gpus > 1:
+            # Each would have its own copy there.
+            offloads.remove("disk")
     quants = [request.quant]
     if request.quant == "auto" and work.sizes.get("transformer", _NOTHING).gguf:
         quants = ["gguf"]
