@@ -130,6 +130,7 @@ DIFFERENT = {
     "attention": ("sdpa", "auto"),
     "vae_tiling": (True, False),
     "compile": (True, False),
+    "gpus": (2, 4),
     "max_vram": (12 * 10**9, 24 * 10**9),
     "max_ram": (16 * 10**9, 8 * 10**9),
 }
