@@ -41,14 +41,24 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def check_gpus(count: int, device: torch.device) -> None:
+def check_gpus(count: int, asked: str, device: torch.device) -> None:
     """Refuse more devices than there are.
+
+    Args:
+        count: of `--gpus`.
+        asked: of `--device`; processes on the CPU must be asked for.
+        device: that it was resolved to.
 
     Raises:
         InvalidRequestError: the hint tells how many there are.
     """
-    if count == 1 or device.type == "cpu":
+    if count == 1 or asked == "cpu":
         return
+    if device.type == "cpu":
+        raise InvalidRequestError(
+            f"--gpus {count}: this machine has no CUDA device that torch can use",
+            hint=f"leave out --gpus; --device cpu would share the work among {count} processes",
+        )
     there = torch.cuda.device_count() if device.type == "cuda" else 1
     if count > there:
         raise InvalidRequestError(

@@ -110,7 +110,7 @@ def join(seat: Seat) -> Group | None:
     if seat.size == 1:
         return None
     device = resolve_device(seat.device)
-    check_gpus(seat.size, device)
+    check_gpus(seat.size, seat.device, device)
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(seat.rank)

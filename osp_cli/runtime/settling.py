@@ -154,7 +154,7 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     loaded = _picture(request) if frozen is None else None
     size = _choose_size(request, loaded)
     device = resolve_device(request.device)
-    check_gpus(request.gpus, device)
+    check_gpus(request.gpus, request.device, device)
     check_quant(request.quant, device)
     check_attention(request.attention, device)
     # How quick it is matters to whoever waits for minutes, not to the small model.

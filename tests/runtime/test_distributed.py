@@ -352,6 +352,25 @@ def test_heads_must_be_shared_out_evenly(request_for):
     assert raised.value.hint == "--gpus may be 1, 2"
 
 
+def test_they_are_refused_before_torch_is_imported(picture):
+    probe = (
+        "import sys; from osp_cli.cli.app import main; "
+        "code = main(['generate', 'cat.png', 'zoom in', '--gpus', '5']); "
+        "sys.exit(code if 'torch' not in sys.modules else 99)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe],
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: osp-mini has 34 attention heads, which cannot be shared")
+    assert "hint: --gpus may be 1, 2, 17, 34" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -368,14 +387,17 @@ def test_what_a_request_refuses(request_for, changes, sentence):
 
 
 def test_no_more_cards_than_there_are(monkeypatch):
-    devices.check_gpus(8, torch.device("cpu"))
-    devices.check_gpus(1, torch.device("mps"))
+    devices.check_gpus(8, "cpu", torch.device("cpu"))
+    devices.check_gpus(1, "auto", torch.device("mps"))
     with pytest.raises(InvalidRequestError, match="more graphics cards than this machine has"):
-        devices.check_gpus(2, torch.device("mps"))
+        devices.check_gpus(2, "auto", torch.device("mps"))
+    with pytest.raises(InvalidRequestError, match="no CUDA device") as raised:
+        devices.check_gpus(2, "auto", torch.device("cpu"))
+    assert "--device cpu would share the work among 2 processes" in raised.value.hint
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    devices.check_gpus(4, torch.device("cuda"))
+    devices.check_gpus(4, "cuda", torch.device("cuda"))
     with pytest.raises(InvalidRequestError, match="--gpus 8 asks for more") as raised:
-        devices.check_gpus(8, torch.device("cuda"))
+        devices.check_gpus(8, "cuda", torch.device("cuda"))
     assert raised.value.hint == "there are 4: --gpus 4"
 
 
