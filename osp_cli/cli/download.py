@@ -170,7 +170,7 @@ def download(
         again=again,
     )
     if local is not None:
-        run = _local(specs, Path(local))
+        run = _local(specs, Path(local), way)
     else:
         specs = _published(
             specs,
@@ -235,8 +235,11 @@ def _unpublished(spec: ModelSpec, parts: Sequence[str]) -> OspError:
     )
 
 
-def _local(specs: Sequence[ModelSpec], path: Path) -> Iterator[Event]:
-    from osp_cli.events import Saved
+def _local(specs: Sequence[ModelSpec], path: Path, way: Way) -> Iterator[Event]:
+    """Install what is at `path`; what is not there and was published is fetched."""
+    from dataclasses import replace
+
+    from osp_cli.events import Notice, Saved
 
     if len(specs) != 1:
         raise InvalidRequestError("--local installs one model at a time")
@@ -244,8 +247,21 @@ def _local(specs: Sequence[ModelSpec], path: Path) -> Iterator[Event]:
         raise InvalidRequestError(f"--local {path} is not there", hint="check the name")
     from osp_cli.hub import install
 
-    yield from install.install_local(specs[0], path)
-    place = specs[0].weights_dir()
+    [spec] = specs
+    absent = set() if spec.embedded else {*install.lacking(spec, path)}
+    published = tuple(item for item in spec.downloads if item.part in absent)
+    if absent and absent == {item.part for item in published}:
+        from osp_cli.hub.download import download as fetch
+        from osp_cli.hub.haul import Wish
+
+        parts = ", ".join(part for part in spec.parts if part in absent)
+        yield Notice(f"not at {path}, but published, and so fetched: {parts}")
+        yield from fetch(
+            [replace(spec, downloads=published)], Wish(), replace(way, again=True, local=path)
+        )
+        return
+    yield from install.install_local(spec, path)
+    place = spec.weights_dir()
     yield Saved(place, sum(file.stat().st_size for file in place.rglob("*") if file.is_file()))
 
 

@@ -45,6 +45,7 @@ class Way:
         limit_rate: bytes a second of all files together.
         offline: use what is here, and ask nobody.
         again: install anew what is installed from these very files.
+        local: where the parts are that are not fetched.
     """
 
     mirrors: tuple[str, ...] = ()
@@ -52,6 +53,7 @@ class Way:
     limit_rate: int | None = None
     offline: bool = False
     again: bool = False
+    local: Path | None = None
 
 
 def plan(specs: Sequence[ModelSpec], wish: Wish, way: Way) -> Iterator[Event]:
@@ -113,7 +115,7 @@ def download(specs: Sequence[ModelSpec], wish: Wish, way: Way) -> Iterator[Event
         yield from _waiting(events)
         timings["fetch"] = time.perf_counter() - since
         since = time.perf_counter()
-        yield from _install(haul, cache, anew=fetched)
+        yield from _install(haul, cache, anew=fetched, local=way.local)
         timings["install"] = time.perf_counter() - since
     yield Done(time.perf_counter() - started, timings)
 
@@ -236,11 +238,12 @@ def _waiting(events: queue.SimpleQueue[Event | BaseException | None]) -> Iterato
             yield event
 
 
-def _install(haul: Haul, cache: Cache, *, anew: bool) -> Iterator[Event]:
+def _install(haul: Haul, cache: Cache, *, anew: bool, local: Path | None = None) -> Iterator[Event]:
     """Put the parts of each model where it is loaded from.
 
     Args:
         anew: also of a model that is installed from these files; it may have to be converted.
+        local: where the other parts are.
     """
     for spec in haul.specs:
         left_out = [
@@ -256,11 +259,11 @@ def _install(haul: Haul, cache: Cache, *, anew: bool) -> Iterator[Event]:
             )
             continue
         if anew or not haul.is_installed(spec):
-            yield from _install_one(haul, spec, cache)
+            yield from _install_one(haul, spec, cache, local)
         yield Saved(spec.weights_dir(), _bytes_of(spec.weights_dir()))
 
 
-def _install_one(haul: Haul, spec: ModelSpec, cache: Cache) -> Iterator[Event]:
+def _install_one(haul: Haul, spec: ModelSpec, cache: Cache, local: Path | None) -> Iterator[Event]:
     from osp_cli.hub import install
 
     # Kept, so that what the installation notes about its sources can be found.
@@ -269,11 +272,15 @@ def _install_one(haul: Haul, spec: ModelSpec, cache: Cache) -> Iterator[Event]:
         shutil.rmtree(links, ignore_errors=True)
         sources = hauls.sources(haul, spec, cache, links)
     try:
-        yield from install.install(spec, sources)
+        if local is None:
+            yield from install.install(spec, sources)
+        else:
+            yield from install.install(spec, sources, local=local)
     finally:
         if any(path.is_file() and not path.is_symlink() for path in links.rglob("*")):
             shutil.rmtree(links, ignore_errors=True)
-    listings.note_installed(spec.name, haul.commits(spec.name))
+    if local is None:
+        listings.note_installed(spec.name, haul.commits(spec.name))
 
 
 def _bytes_of(folder: Path) -> int:

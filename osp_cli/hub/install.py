@@ -54,6 +54,7 @@ def install(
     spec: ModelSpec,
     sources: Mapping[str, Path],
     *,
+    local: Path | None = None,
     ema: bool = True,
     stop: _Stop = lambda: False,
 ) -> Iterator[Event]:
@@ -61,6 +62,7 @@ def install(
 
     Args:
         sources: the folder or file that holds what was published for each part.
+        local: a file or folder that holds the other parts, in whatever layout.
         ema: prefer averaged weights where there are both.
         stop: asked now and then whether to stop; what is converted by then is used the next time.
 
@@ -75,14 +77,25 @@ def install(
         RuntimeFailureError: another process is installing this model.
         KeyboardInterrupt: `stop` said so.
     """
-    found: list[FoundPart] = []
+    found = [] if local is None else list(describe(local))
     for part, path in sources.items():
         # Files that came for one part may hold others, which are not what was asked for.
         welcome = {part, "tokenizer", UNKNOWN, "adapter" if part == "image_adapter" else part}
         found += [one for one in describe(path) if one.part in welcome]
     origins = {one.part: {"repo": one.repo, "revision": one.revision} for one in spec.downloads}
-    where = ", ".join(dict.fromkeys(str(path) for path in sources.values()))
+    places = [*([] if local is None else [local]), *sources.values()]
+    where = ", ".join(dict.fromkeys(map(str, places)))
     yield from _install(spec, found, where, origins, ema, stop)
+
+
+def lacking(spec: ModelSpec, path: Path, *, ema: bool = True) -> tuple[str, ...]:
+    """Parts of a model that are neither at `path` nor in its present installation.
+
+    Raises:
+        InvalidRequestError, CheckpointError: as `install`.
+    """
+    missing = choose(spec, describe(Path(path).expanduser().resolve()), ema=ema).missing
+    return tuple(part for part in missing if not (_home(spec) / part).is_dir())
 
 
 def install_local(

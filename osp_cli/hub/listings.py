@@ -151,10 +151,13 @@ def install_record(spec: ModelSpec) -> dict[str, Any]:
 
 
 def is_from_elsewhere(spec: ModelSpec) -> bool:
-    """Whether a model is installed, but not from a hub: built in, or from files of the user's."""
+    """Whether a model is installed, but not from a hub: built in, or with files of the user's."""
+    if spec.find_weights() is None:
+        return False
     parts = install_record(spec).get("parts", {}).values()
-    from_hub = any("repo" in (part.get("source") or {}) for part in parts)
-    return not (from_hub or installed_from(spec.name)) and spec.find_weights() is not None
+    if parts:
+        return not all("repo" in (part.get("source") or {}) for part in parts)
+    return not installed_from(spec.name)
 
 
 def _receipt(model: str) -> Path:

@@ -259,7 +259,7 @@ GB = 10**9
     [
         (Memory(80 * GB, 64 * GB), "whole on the graphics card (24."),
         (Memory(24 * GB, 64 * GB), "in turns on the graphics card (1"),
-        (Memory(8 * GB, 32 * GB), "from main memory ("),
+        (Memory(8 * GB, 32 * GB), "in turns on the graphics card (5"),
         (Memory(None, 64 * GB), "on the processor, for "),
         (Memory(1 * GB, 2 * GB), "not: "),
         (Memory(None, None), "unknown: "),

@@ -91,3 +91,35 @@ def test_local_files_are_installed_without_a_hub(real, fake_hub, tmp_path, capsy
     assert main(["download", "real"]) == 0
     assert "is installed from elsewhere" in capsys.readouterr().err
     assert main(["download", "real", "--verify", "-q"]) == 0
+
+
+def test_what_is_not_there_and_was_published_is_fetched(real, fake_hub, tmp_path, capsys):
+    """As for a model of which only the transformer came by another way."""
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(GOLDEN / "transformer.weights.safetensors", weights / "mine.safetensors")
+    shutil.copy(CONFIG, weights / "config.json")
+    assert main(["download", "real", "--local", str(weights)]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{real.weights_dir()}\n"
+    assert f"not at {weights}, but published, and so fetched: vae" in said.err
+    # Large files are behind a redirection of their own.
+    assert fake_hub.asked("Wan2.1_VAE")
+    assert not fake_hub.asked("FlashI2V.safetensors")
+    load_transformer(real.weights_dir() / "transformer")
+    load_autoencoder(real.weights_dir() / "vae")
+    record = json.loads((real.weights_dir() / "osp-install.json").read_text())
+    assert record["parts"]["transformer"]["source"]["path"].endswith("weights/mine.safetensors")
+    assert main(["download", "real"]) == 0
+    assert "is installed from elsewhere" in capsys.readouterr().err
+
+
+def test_offline_what_is_not_there_is_told(real, fake_hub, tmp_path, capsys):
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(GOLDEN / "transformer.weights.safetensors", weights / "mine.safetensors")
+    shutil.copy(CONFIG, weights / "config.json")
+    assert main(["download", "real", "--local", str(weights), "--offline"]) == 3
+    assert "not in the cache" in capsys.readouterr().err
+    assert not fake_hub.log
+    assert real.find_weights() is None
