@@ -17,6 +17,7 @@ from osp_cli.errors import OspError
 from osp_cli.media.files import atomic_output
 from osp_cli.registry import weights_home
 
+_KINDS = ("*.safetensors", "*.gguf")
 # Below this, reading the file is quicker than remembering would be worth.
 _REMEMBERED_BYTES = 64 * 2**20
 # Several files are fetched at once, and each is remembered when it is whole.
@@ -28,7 +29,7 @@ def weights_hash(folder: Path) -> dict[str, str]:
 
     A large file is read once, and again when its size or its time of change is another.
     """
-    paths = sorted(folder.rglob("*.safetensors"))
+    paths = sorted(path for kind in _KINDS for path in folder.rglob(kind))
     hashes = _hashes(paths)
     return {path.relative_to(folder).as_posix(): hashes[path] for path in paths}
 

@@ -30,6 +30,7 @@ from osp_cli.errors import (
 )
 from osp_cli.events import Event, Installed, Notice, PartFound, ShardConverted
 from osp_cli.hub.choice import Choice, choose, missing_sentence, nothing_found, unrecognised
+from osp_cli.hub.hashes import remember_hash
 from osp_cli.hub.placing import clone, place
 from osp_cli.media.files import atomic_output, check_free_space, explained, flush_folder
 from osp_cli.models import conversion
@@ -172,6 +173,9 @@ def _install(
         record.finish()
         if aside := _exchange(_home(spec), staging):
             yield Notice(f"what was there before, and not installed by osp, is now {aside}")
+        for name, digest in record.digests():
+            # So that the first run does not read all of it again.
+            remember_hash(_home(spec) / name, digest)
     yield Installed(
         spec.name, _home(spec), (*choice.parts, *kept), converted, time.perf_counter() - started
     )
@@ -250,6 +254,13 @@ class _Record:
             "converted": converted, "fingerprint": mark, "files": files,
         }  # fmt: skip
         self._save()
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        """SHA-256 of the files whose own is known, by their path in the model's folder."""
+        for part, contents in self._parts.items():
+            for name, file in contents.get("files", {}).items():
+                if file.get("sha256"):
+                    yield f"{part}/{name}", file["sha256"]
 
     def keep(self, part: str, place: Path) -> None:
         """Write down a part that comes from the installation before."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from osp_cli import registry
 from osp_cli.cli.app import main
+from osp_cli.hub import hashes
 from osp_cli.models.state_dict import load_autoencoder, load_transformer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
@@ -112,6 +114,17 @@ def test_what_is_not_there_and_was_published_is_fetched(real, fake_hub, tmp_path
     assert record["parts"]["transformer"]["source"]["path"].endswith("weights/mine.safetensors")
     assert main(["download", "real"]) == 0
     assert "is installed from elsewhere" in capsys.readouterr().err
+
+
+def test_the_first_run_reads_no_weights_for_their_hashes(real, monkeypatch):
+    monkeypatch.setattr(hashes, "_REMEMBERED_BYTES", 1)
+    assert main(["download", "real", "-q"]) == 0
+    expected = {
+        path.relative_to(real.weights_dir()).as_posix(): sha256(path.read_bytes()).hexdigest()
+        for path in real.weights_dir().rglob("*.safetensors")
+    }
+    monkeypatch.setattr(hashes, "_read", None)
+    assert hashes.weights_hash(real.weights_dir()) == expected
 
 
 def test_offline_what_is_not_there_is_told(real, fake_hub, tmp_path, capsys):

@@ -19,11 +19,11 @@ def home(tmp_path, monkeypatch):
 
 
 def test_weights_hash_sees_every_byte_and_nothing_but_weights(tmp_path):
-    for name in ("b/x.safetensors", "a.safetensors", "config.json"):
+    for name in ("b/x.safetensors", "a.safetensors", "config.json", "c.gguf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
     before = weights_hash(tmp_path)
-    assert list(before) == ["a.safetensors", "b/x.safetensors"]
+    assert list(before) == ["a.safetensors", "b/x.safetensors", "c.gguf"]
     (tmp_path / "config.json").write_bytes(b"{}")
     assert weights_hash(tmp_path) == before
     (tmp_path / "b" / "x.safetensors").write_bytes(b"b/y.safetensors")
