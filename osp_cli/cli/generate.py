@@ -248,9 +248,11 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
     from osp_cli.media.sinks import check_output
     from osp_cli.runtime.adapters import check_loras
     from osp_cli.runtime.distributed import check_share
+    from osp_cli.runtime.packages import check_packages
     from osp_cli.runtime.replay import refuse_unfinished
 
     try:
+        check_packages(request)
         if request.image_data is not None:
             decode_image(request.image_data, name="the picture on stdin")
         elif request.image is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -10,33 +9,20 @@ import torch
 from osp_cli.errors import InvalidRequestError, RuntimeFailureError
 from osp_cli.plan import Plan
 
-# What diffusers calls them, and the package that has them.
-_BACKENDS = {
-    "sdpa": ("native", None),
-    "flash": ("flash", "flash_attn"),
-    "sage": ("sage", "sageattention"),
-}
-_INSTALL = {"flash_attn": "flash-attn", "sageattention": "sageattention"}
+# What diffusers calls them; the one that torch has itself is there already.
+_BACKENDS = {"flash": "flash", "sage": "sage"}
 
 
 def check_attention(attention: str, device: torch.device) -> None:
     """Refuse kernels that cannot work here, before weights are read.
 
     Raises:
-        InvalidRequestError: they need CUDA, or a package that is missing.
+        InvalidRequestError: they need CUDA.
     """
-    _, package = _BACKENDS.get(attention, ("", None))
-    if package is None:
-        return
-    if device.type != "cuda":
+    if attention in _BACKENDS and device.type != "cuda":
         raise InvalidRequestError(
             f"--attention {attention} needs CUDA, this run is on {device.type}",
             hint="--attention sdpa",
-        )
-    if importlib.util.find_spec(package) is None:
-        raise InvalidRequestError(
-            f"--attention {attention} needs the package {_INSTALL[package]}",
-            hint=f"pip install {_INSTALL[package]}, or --attention sdpa",
         )
 
 
@@ -46,8 +32,8 @@ def prepare_kernels(transformer: Any, plan: Plan) -> None:
     Raises:
         RuntimeFailureError: the installed package does not suit, or there is no compiler.
     """
-    backend, package = _BACKENDS[plan.attention]
-    if package is not None:
+    backend = _BACKENDS.get(plan.attention)
+    if backend is not None:
         try:
             transformer.set_attention_backend(backend)
         except (RuntimeError, ValueError, ImportError) as error:

@@ -115,7 +115,9 @@ def _check_format(request: GenerateRequest, sizes: Mapping[str, PartSize]) -> No
     if request.quant == "gguf" and not is_gguf:
         raise InvalidRequestError(
             f"the installed weights of {request.model} are not GGUF",
-            hint=f"osp download {request.model} --local FILE.gguf installs such a file, "
+            hint="leave --quant out"
+            if request.spec.embedded
+            else f"osp download {request.model} --local FILE.gguf installs such a file, "
             "or use --quant fp8",
         )
 

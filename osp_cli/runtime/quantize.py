@@ -9,7 +9,6 @@ from single precision: fp8 0.9 %, int8 0.4 %, nf4 1.8 %.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import nn
 
 from osp_cli.errors import InvalidRequestError
 
-_PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes", "gguf": "gguf"}
 # Beside the model's own list: adapters are small, and trained in what they are stored in.
 _KEPT = ("norm", "lora_")
 
@@ -27,14 +25,8 @@ def check_quant(quant: str, device: torch.device) -> None:
     """Refuse a kind that cannot work here, before weights are read.
 
     Raises:
-        InvalidRequestError: a package is missing, or the device lacks the type.
+        InvalidRequestError: the device lacks the type.
     """
-    package = _PACKAGES.get(quant)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise InvalidRequestError(
-            f"--quant {quant} needs the package {package}",
-            hint=f"pip install {package}, or --quant fp8",
-        )
     if quant == "fp8" and device.type == "mps":
         raise InvalidRequestError(
             "--quant fp8 does not work on Apple GPUs, which lack the type",

@@ -30,6 +30,7 @@ from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
 from osp_cli.runtime.devices import check_gpus, resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
 from osp_cli.runtime.kernels import check_attention
+from osp_cli.runtime.packages import check_packages
 from osp_cli.runtime.planner import make_plan
 from osp_cli.runtime.quantize import check_quant
 from osp_cli.runtime.replay import differences, same_clip, unfinished_work
@@ -155,6 +156,7 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     size = _choose_size(request, loaded)
     device = resolve_device(request.device)
     check_gpus(request.gpus, request.device, device)
+    check_packages(request)
     check_quant(request.quant, device)
     check_attention(request.attention, device)
     # How quick it is matters to whoever waits for minutes, not to the small model.

@@ -322,18 +322,24 @@ def _wont_fit(
 ) -> WontFitError:
     """The error with the figures of the least demanding way, and what else would do."""
     least = min(ways, key=lambda way: (way.peak_bytes, way.ram_bytes))
-    where, needed, free = machine.device, least.peak_bytes, machine.device_bytes
+    device = "memory" if machine.kind == "cpu" else f"{machine.device}'s memory"
+    where, needed, free = device, least.peak_bytes, machine.device_bytes
+    limit = request.max_ram if machine.kind == "cpu" else request.max_vram
     if needed <= free and least.ram_bytes > machine.ram_bytes:
         where, needed, free = "the computer's memory", least.ram_bytes, machine.ram_bytes
+        limit = request.max_ram
     elif needed <= free:
         where, needed, free = "the disk", least.disk_bytes, machine.disk_bytes
+        limit = None
     stage = max(least.stages, key=lambda name: least.stages[name])
-    doing = f" {_DOING[stage]}" if where == machine.device else ""
+    doing = f" {_DOING[stage]}" if where == device else ""
+    less = ["use fewer --frames", "a smaller --size"]
+    less += [] if request.spec.embedded else ["or --model osp-mini"]
     return WontFitError(
         f"{request.model} needs about {needed / 1e9:.1f} GB of {where}{doing}, "
-        f"{free / 1e9:.1f} GB are free",
-        hint=f"{_way_out(request, work, machine, below)}use fewer --frames, a smaller --size, "
-        "or --model osp-mini",
+        f"{free / 1e9:.1f} GB are {'allowed' if limit == free else 'free'}",
+        hint=_way_out(request, work, machine, below)
+        + (", ".join(less) if len(less) > 2 else " or ".join(less)),
     )
 
 

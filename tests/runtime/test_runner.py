@@ -611,7 +611,7 @@ def test_what_cannot_fit_is_refused_before_loading(
 ):
     monkeypatch.setattr(devices, "available_memory", lambda device: 1_000_000)
     with pytest.raises(
-        WontFitError, match=r"tiny needs about .* of cpu to .*, 0\.0 GB are free"
+        WontFitError, match=r"tiny needs about .* of memory to .*, 0\.0 GB are free"
     ) as no:
         list(run(request_for()))
     assert no.value.exit_code == 4
