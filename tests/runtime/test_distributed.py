@@ -193,7 +193,7 @@ def test_whatever_began_a_clip_another_number_finishes_it(osp, flags, cache):
 def test_a_sheet_and_the_one_that_is_picked(osp):
     seeds = (*COMMAND, "--seed", "1-2", "-o", "{seed}.mp4")
     sheet = osp(*seeds, *TWO, "--preview", "contact")
-    assert (sheet.code, sheet.out) == (0, "1.contact.png\n")
+    assert (sheet.code, sheet.out) == (0, "seeds.contact.png\n")
     assert osp(*seeds, *TWO, "--pick", "2").code == 0
     picked = osp.clip("2.mp4")
     assert osp(*COMMAND, "--seed", "2", "-o", "2.mp4", "-y").code == 0
