@@ -96,14 +96,9 @@ def test_what_loading_needs_of_the_host(program, tmp_path, mode, least, most):
 
 def test_each_way_of_the_14b_gives_the_same_clip(program, tmp_path):
     big = program("fourteen_billion")
-    options = argparse.Namespace(
-        tiny=True, folder=tmp_path / "weights", steps=2, cap=24.0, child="full"
-    )
+    options = argparse.Namespace(tiny=True, folder=tmp_path / "weights", steps=2, cap=24.0)
     big.write_weights(options.folder, tiny=True)
-    found = {}
-    for name in PARTS:
-        options.child = name
-        found[name] = json.loads(json.dumps(big.PARTS[name].run(big.Job(big.PARTS[name], options))))
+    found = {name: json.loads(json.dumps(big.measure(name, options, None))) for name in PARTS}
     for name in ("full", "paged", "disk"):
         assert found[name]["same"], name
         assert found[name]["plan"]["offload"] == {"full": "none", "paged": "group"}.get(name, name)

@@ -219,11 +219,12 @@ def _ways_of(
     def timed(rate: float, **changes: Any) -> Strategy:
         return replace(way, seconds=work.passes * max(compute, moved / rate), **changes)
 
+    # What is not as it lies in its file is made on the host, whole, before it goes anywhere.
+    waiting = 0 if _is_lazy(transformer, quant) else whole
     if offload == "disk" and machine.kind != "cpu":
-        yield timed(_DISK, disk_bytes=whole, ram_bytes=ram + 2 * transformer.largest)
+        yield timed(_DISK, disk_bytes=whole, ram_bytes=ram + waiting + 2 * transformer.largest)
     elif keeps_apart and machine.kind == "cuda":
-        waiting = 0 if _is_lazy(transformer, quant) else whole
-        # What was made on the host is let go of only when all of it has its locked copy.
+        # It is let go of only when all of it has its locked copy.
         yield timed(_PINNED, pinned=True, ram_bytes=ram + waiting + int(_LOCKED * whole))
         # Files that the memory cannot hold are read again in each pass.
         there = waiting > 0 or machine.ram_bytes >= ram + whole

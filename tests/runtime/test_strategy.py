@@ -170,6 +170,16 @@ def test_page_locked_memory_is_counted_as_torch_takes_it():
     assert fp8.expected_ram_bytes > 2.5 * whole
 
 
+def test_smaller_weights_are_made_on_the_host():
+    """Also those that wait on the disk afterwards."""
+    for offload in ("group", "disk"):
+        plain, fp8 = (
+            plan_on(machine(vram=24, ram=33), offload=offload, quant=quant).expected_ram_bytes
+            for quant in ("none", "fp8")
+        )
+        assert fp8 > plain + 14e9
+
+
 def test_files_that_the_memory_cannot_hold_come_from_the_disk():
     quick = replace(machine(vram=24, ram=64), speed=1e18)
     poor = replace(quick, ram_bytes=16 * GB)
