@@ -32,7 +32,6 @@ FLOORS = [
         "registry",
         "errors",
         "host",
-        "weight_headers",
         "dials",
         "config",
         "batch",

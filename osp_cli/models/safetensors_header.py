@@ -35,6 +35,16 @@ class Entry:
     begin: int
     end: int
 
+    @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """That it takes in the file."""
+        return self.end - self.begin
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

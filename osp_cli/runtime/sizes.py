@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -9,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from osp_cli.errors import InvalidRequestError
+from osp_cli.models.safetensors_header import Entry, read_header
 from osp_cli.registry import Architecture, ModelSpec
-from osp_cli.weight_headers import StoredTensor, stored_tensors, weight_files
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -20,6 +22,14 @@ FOLDERS = {
     "vae": ("vae",),
     "conditioner": ("text_encoder", "adapter", "image_adapter"),
     "image_encoder": ("image_encoder",),
+}
+_FLOATING = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
 }
 _BLOCK = re.compile(r"(.*?\b(?:blocks|block|layers|layer)\.\d+)\.")
 # Blocks of an encoder whose card says only how many numbers it has.
@@ -107,40 +117,40 @@ def _shape_of_files(folder: Path) -> TransformerShape:
 
 
 def _from_files(folders: Iterable[Path], dtype: str) -> PartSize | None:
-    tensors: list[StoredTensor] = []
+    tensors: list[tuple[str, Entry]] = []
     stored, is_gguf = 0, False
     for folder in folders:
-        for path in (*weight_files(folder), *folder.glob("*.gguf")):
+        for path in (*folder.glob("*.safetensors"), *folder.glob("*.gguf")):
             stored += path.stat().st_size
             is_gguf |= path.suffix == ".gguf"
-            try:
-                tensors += () if is_gguf else stored_tensors(path)
-            except ValueError:
-                continue  # its bytes count; damage is the business of whoever loads it
+            with contextlib.suppress(InvalidRequestError):
+                # Damage is the business of whoever loads it; its bytes count.
+                tensors += () if is_gguf else read_header(path).entries.items()
     if not stored:
         return None
     if not tensors:
         # It takes in memory what it takes on the disk; a byte a number is near enough.
         return replace(_even(stored, stored, stored, _TYPICAL_BLOCKS), lazy=False, gguf=is_gguf)
     blocks: Counter[str] = Counter()
-    for tensor in tensors:
-        match = _BLOCK.match(tensor.name)
+    for name, tensor in tensors:
+        match = _BLOCK.match(name)
         blocks[match[1] if match else ""] += _bytes_of(tensor, dtype)
     outside = blocks.pop("", 0)
-    as_stored = sum(tensor.bytes for tensor in tensors if tensor.dtype == dtype)
+    as_stored = sum(tensor.bytes for _, tensor in tensors if _FLOATING.get(tensor.dtype) == dtype)
     return PartSize(
-        parameters=sum(tensor.count for tensor in tensors),
+        parameters=sum(tensor.count for _, tensor in tensors),
         bytes=outside + blocks.total(),
         largest=max(blocks.values(), default=outside),
         outside=outside,
         stored=stored,
         # A few layers are kept in another precision on purpose.
-        lazy=as_stored > 0.9 * sum(tensor.bytes for tensor in tensors),
+        lazy=as_stored > 0.9 * sum(tensor.bytes for _, tensor in tensors),
     )
 
 
-def _bytes_of(tensor: StoredTensor, dtype: str) -> int:
-    return tensor.count * DTYPE_BYTES[dtype] if tensor.is_floating else tensor.bytes
+def _bytes_of(tensor: Entry, dtype: str) -> int:
+    # Only floating-point numbers are cast when a model is loaded in another precision.
+    return tensor.count * DTYPE_BYTES[dtype] if tensor.dtype in _FLOATING else tensor.bytes
 
 
 def _from_card(

@@ -134,9 +134,7 @@ def test_the_embedded_model_fits_a_small_machine():
 @pytest.fixture
 def told(weights):
     """Weights that say how many numbers they hold: 6 million, in a transformer of two layers."""
-    header = json.dumps({"x": {"dtype": "BF16", "shape": [2000, 3000], "data_offsets": [0, 0]}})
-    file = weights / "transformer" / "a.safetensors"
-    file.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+    write(weights / "transformer" / "a.safetensors", {"x": ("BF16", [2000, 3000])})
     config = {"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2, "ffn_dim": 9}
     (weights / "transformer" / "config.json").write_text(json.dumps(config))
     return weights
