@@ -26,8 +26,8 @@ _LEAST_BYTES_PER_TOKEN = 60_000
 _WAN_ENCODE, _WAN_ENCODE_CLIP = 3_900, 14_200
 _WAN_DECODE_ONE, _WAN_DECODE = 7_000, 19_700
 _WAN_TILE_PIXELS = 256 * 256
-# What is read, and the finished rows of tiles; per pixel of all frames.
-_WAN_FRAME, _WAN_TILE_ROWS = 13, 18.5
+# What is read, the finished rows of tiles, and these when they are joined; per pixel of all frames.
+_WAN_FRAME, _WAN_TILE_ROWS, _WAN_TILES_JOINED = 13, 18.5, 57
 # Rows of a picture as CLIP sees it.
 _CLIP_ROWS = 257
 # Reading 512 tokens by umT5, or 1024 by Qwen2.5-VL 7B.
@@ -124,7 +124,7 @@ def activations(
         condition_tiled=max(tile * encode + given, _READING),
         sampling=sampling,
         decode=max(pixels * decode + pixels * num_frames * 12, pictures),
-        decode_tiled=max(tile * decode + finished, pictures),
+        decode_tiled=max(tile * decode + finished, pixels * num_frames * _WAN_TILES_JOINED),
     )
 
 
