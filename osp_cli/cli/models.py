@@ -78,7 +78,9 @@ def inspect(
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE...", help="LoRAs, by path or name, or other weights", show_default=False
+            metavar="FILE...",
+            help="LoRAs, by path or name, or other weights in a file or folder",
+            show_default=False,
         ),
     ],
     model: Annotated[
@@ -92,22 +94,23 @@ def inspect(
     from osp_cli.registry import find_model
 
     spec = None if model is None else find_model(model)
-    from osp_cli.runtime.inspection import inspect_file
+    from osp_cli.runtime.inspection import inspect as look_into
 
     errors: list[OspError] = []
     for number, name in enumerate(files):
         try:
-            found = inspect_file(name, spec)
+            things = look_into(name, spec)
         except OspError as error:
             if len(files) == 1:
                 raise
             console.say_error(error.message, error.hint)
             errors.append(error)
             continue
-        if as_json:
-            console.write_json(found.as_json())
-        else:
-            _show(found, first=not number)
+        for index, found in enumerate(things):
+            if as_json:
+                console.write_json(found.as_json())
+            else:
+                _show(found, first=not number and not index)
     if errors:
         raise type(errors[0])(f"{len(errors)} of {len(files)} files cannot be read")
 

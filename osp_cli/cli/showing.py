@@ -127,7 +127,7 @@ def time_text(plan: Plan) -> str:
 def inspection_rows(found: Inspected) -> list[tuple[str, str]]:
     """What is in a file, as names and texts of one line each."""
     rows = {
-        "kind": found.kind if found.layout is None else f"LoRA, layout {found.layout}",
+        "kind": _kind(found),
         "problem": found.problem or "",
         "rank": ", ".join(map(str, found.ranks)),
         "alpha": ", ".join(
@@ -146,9 +146,14 @@ def inspection_rows(found: Inspected) -> list[tuple[str, str]]:
     return [(name, console.visible(text)) for name, text in rows.items() if text]
 
 
+def _kind(found: Inspected) -> str:
+    kind = "LoRA" if found.kind == "lora" else found.kind
+    return kind if found.layout is None else f"{kind}, layout {found.layout}"
+
+
 def _made_for(found: Inspected) -> str:
     if found.size is None:
-        return ""
+        return ", ".join(found.fits)
     fits = f", as {', '.join(found.fits)}" if found.fits else ", as no model card here"
     return f"a transformer of {found.size}{fits}" if found.ranks else f"{found.size}{fits}"
 

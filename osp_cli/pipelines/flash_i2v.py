@@ -374,6 +374,9 @@ class Sampling:
                 velocity, timestep, self.latents, return_dict=False
             )[0]
             self.step += 1
+            if self.latents.is_cuda:
+                # Its kernels are only queued by now.
+                torch.cuda.synchronize(self.latents.device)
             seconds = time.perf_counter() - started
             yield StepDone(self.step, self.num_steps, seconds, self.cache.last_step_skipped)
 

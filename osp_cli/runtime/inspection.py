@@ -36,6 +36,7 @@ _TOLD = {
     "licence": ("modelspec.license",),
 }
 _TAGS = "ss_tag_frequency"
+_OTHER_FORMATS = (".pt", ".pth", ".bin", ".ckpt", ".gguf")
 _MOST_TAGS = 8
 _MOST_LETTERS = 200
 
@@ -111,6 +112,33 @@ class Inspected:
         """All of it as plain JSON values."""
         size = None if self.size is None else self.size._asdict()
         return {**asdict(self), "path": str(self.path), "size": size}
+
+
+def inspect(name: str, spec: ModelSpec | None = None) -> list[Inspected]:
+    """Tell what is in a file or a folder: LoRAs, and parts of models in any layout.
+
+    Args:
+        name: a path, or an installed LoRA's name.
+        spec: a model to hold a LoRA against.
+
+    Raises:
+        OspError: there is no such thing, or it cannot be read.
+    """
+    path = Path(name).expanduser()
+    is_other = path.is_file() and path.suffix.lower() in _OTHER_FORMATS
+    if is_other or (path.is_dir() and not _holds_lora(path)):
+        # torch starts here.
+        from osp_cli.runtime.part_inspection import inspect_parts
+
+        return inspect_parts(path)
+    return [inspect_file(name, spec)]
+
+
+def _holds_lora(folder: Path) -> bool:
+    try:
+        return is_lora(read_header(find_lora(str(folder))))
+    except InvalidRequestError:
+        return False
 
 
 def inspect_file(name: str, spec: ModelSpec | None = None) -> Inspected:

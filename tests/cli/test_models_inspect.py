@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from osp_cli.cli import console
 from osp_cli.loras import loras_home
@@ -197,3 +198,50 @@ def test_the_list_stays_what_it_was(osp):
     assert osp("models").out.startswith("osp-mini\tbuilt in\t")
     assert json.loads(osp("models", "--json").out.splitlines()[0])["name"] == "osp-mini"
     assert "inspect" in osp("models", "--help").out
+
+
+# --- Other weights ---------------------------------------------------------------------------
+
+
+def rows_of(said):
+    rows = {}
+    for line in said.out.splitlines():
+        path, name, text = line.split("\t")
+        rows.setdefault(path, {})[name] = text
+    return rows
+
+
+def test_parts_of_models_are_told_by_their_keys(osp, away):
+    (away / "dit").mkdir()
+    shutil.copy(GOLDEN / "transformer.config.json", away / "dit" / "config.json")
+    for name, file in (("transformer", "dit/ema.pt"), ("t5", "what.pth")):
+        torch.save(dict(load_file(GOLDEN / f"{name}.weights.safetensors")), away / file)
+    found = rows_of(osp("models", "inspect", "dit/ema.pt", "what.pth"))
+    assert found["dit/ema.pt"]["kind"].startswith("transformer: FlashI2V's transformer")
+    assert found["dit/ema.pt"]["kind"].endswith("layout original")
+    assert found["what.pth"]["kind"] == "text_encoder: the umT5 encoder, layout original"
+    assert int(found["what.pth"]["keys"]) > 10
+
+
+def test_a_folder_is_told_part_by_part(osp):
+    folder = find_model("osp-mini").weights_dir()
+    rows = rows_of(osp("models", "inspect", str(folder)))
+    kinds = {row["kind"].partition(":")[0] for row in rows.values()}
+    assert kinds == {"transformer", "vae", "text_encoder", "adapter"}
+
+
+def test_the_card_that_a_part_is_for_is_named(osp, away):
+    torch.save(dict(load_file(GOLDEN / "vae.weights.safetensors")), away / "vae.pth")
+    [line] = osp("models", "inspect", "vae.pth", "--json").out.splitlines()
+    told = json.loads(line)
+    assert told["kind"].startswith("vae: ")
+    assert told["layout"] == "original"
+
+
+def test_what_is_no_table_of_weights_is_refused(osp, away):
+    (away / "x.pt").write_bytes(b"no weights")
+    outcome = osp("models", "inspect", "x.pt")
+    assert outcome.code != 0
+    assert outcome.err.startswith("error: ")
+    (away / "empty").mkdir()
+    assert osp("models", "inspect", "empty").code != 0
