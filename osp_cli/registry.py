@@ -23,6 +23,7 @@ from osp_cli.errors import InvalidRequestError, WeightsMissingError
 VAE_CLASSES = ("AutoencoderKLWan", "AutoencoderLinear")
 CONDITIONERS = ("umt5", "qwen2.5-vl", "qwen2.5-vl-released")
 PIPELINES = ("flash-i2v", "wan-t2v", "wan-i2v", "helios", "none")
+_FEWER_BITS = ("fp8", "int8", "nf4")
 STYLE_PROMPTS = ("short", "template")
 STEP_CACHES = ("none", "teacache", "fbcache", "magcache")
 DTYPES = ("bfloat16", "float16", "float32")
@@ -131,6 +132,7 @@ class ModelSpec:
         teacache: coefficients of TeaCache, or None: it would skip by another model's numbers.
         no_teacache: why there can be none for this model, or empty.
         magcache: ratios of MagCache, or None likewise.
+        whole_weights: why its weights cannot be stored in fewer bits, or empty.
     """
 
     name: str
@@ -163,6 +165,7 @@ class ModelSpec:
     teacache: CacheFigures | None = None
     no_teacache: str = ""
     magcache: CacheFigures | None = None
+    whole_weights: str = ""
     pipeline: str = "flash-i2v"
     downloads: tuple[Download, ...] = ()
     architecture: Architecture | None = None
@@ -185,6 +188,13 @@ class ModelSpec:
         if self.pipeline == "helios":
             return f"{self.name} makes endless streams, which this version cannot run yet"
         return None
+
+    def precision_problem(self, dtype: str, quant: str) -> str | None:
+        """Why its weights cannot be stored so, as a sentence; None where they can."""
+        asked = f"--quant {quant}" if quant in _FEWER_BITS else f"--dtype {dtype}"
+        if not self.whole_weights or not (quant in _FEWER_BITS or dtype == "bfloat16"):
+            return None
+        return f"{self.name} does not bear {asked}: {self.whole_weights}"
 
     def cache_problem(self, kind: str) -> str | None:
         """Why the step cache `kind` cannot run on this model, as a sentence; None where it can."""
@@ -608,6 +618,7 @@ def _model_spec(path: Path) -> ModelSpec:
         },
         teacache=_cache_figures(card, "teacache", "coefficients"),
         no_teacache=card.text("no_teacache") if card.has("no_teacache") else "",
+        whole_weights=card.text("whole_weights") if card.has("whole_weights") else "",
         magcache=_magcache_figures(card),
         pipeline=pipeline,
         downloads=_downloads(card),

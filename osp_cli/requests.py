@@ -338,6 +338,8 @@ class GenerateRequest:
                     f"unknown {flag} {value!r}", hint=f"the kinds are: {', '.join(known)}"
                 )
         self._check_gpus()
+        if problem := self.spec.precision_problem(self.dtype, self.quant):
+            raise InvalidRequestError(problem, hint="leave it out, the model is small as it is")
         for flag, limit in (("--max-vram", self.max_vram), ("--max-ram", self.max_ram)):
             if limit is not None and limit < 10**8:
                 raise InvalidRequestError(

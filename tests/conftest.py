@@ -38,6 +38,7 @@ def tiny_model_spec():
         latent_channels=48,
         max_frames=17,
         text_to_video=True,
+        whole_weights="",
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from typing import Any
 
 import torch
@@ -26,6 +29,24 @@ def check_attention(attention: str, device: torch.device) -> None:
         )
 
 
+def check_compile(device: torch.device) -> None:
+    """Refuse to compile where there is nothing to do it with, before weights are read.
+
+    Raises:
+        InvalidRequestError: a compiler or a package is missing.
+    """
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise InvalidRequestError(
+            "--compile needs the package triton", hint="pip install triton, or leave it out"
+        )
+    programs = (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl")
+    if device.type == "cpu" and not any(map(shutil.which, filter(None, programs))):
+        raise InvalidRequestError(
+            "--compile needs a C++ compiler, and there is none",
+            hint="install g++ or clang, or leave --compile out",
+        )
+
+
 def prepare_kernels(transformer: Any, plan: Plan) -> None:
     """Set the plan's attention, and compile blocks where it says so.
 
@@ -42,6 +63,6 @@ def prepare_kernels(transformer: Any, plan: Plan) -> None:
                 hint="--attention sdpa",
             ) from error
     if plan.compile:
-        # Hooks that fetch weights break the graph between blocks and inside of them.
-        whole = plan.offload in ("none", "model") and plan.quant == "none"
-        transformer.compile_repeated_blocks(fullgraph=whole)
+        # Hooks that fetch weights, or leave blocks out, break the graph.
+        whole = (plan.offload in ("none", "model"), plan.quant == "none", plan.cache == "none")
+        transformer.compile_repeated_blocks(fullgraph=all(whole))

@@ -149,7 +149,7 @@ def _way(plan: Plan) -> tuple[object, ...]:
     """What of a plan shows in the parts."""
     return (
         *(plan.device, plan.dtype, plan.offload, plan.quant, plan.pinned, plan.streamed),
-        *(plan.attention, plan.compile),
+        *(plan.attention, plan.compile and plan.cache),
     )
 
 

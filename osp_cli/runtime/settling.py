@@ -29,7 +29,7 @@ from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
 from osp_cli.runtime.devices import check_gpus, resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
-from osp_cli.runtime.kernels import check_attention
+from osp_cli.runtime.kernels import check_attention, check_compile
 from osp_cli.runtime.packages import check_packages
 from osp_cli.runtime.planner import make_plan
 from osp_cli.runtime.quantize import check_quant
@@ -159,6 +159,8 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     check_packages(request)
     check_quant(request.quant, device)
     check_attention(request.attention, device)
+    if request.compile:
+        check_compile(device)
     # How quick it is matters to whoever waits for minutes, not to the small model.
     machine = this_machine(device, measure=measure or not request.spec.embedded)
     plan = make_plan(request, request.spec, size=size, machine=machine, weights=weights)

@@ -105,7 +105,9 @@ def loaded(request, tmp_path, tokenizer):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"padding_side": request.param}))
     card = find_model("uniworld-osp2-14b")
     spec = replace(card, dtypes={**card.dtypes, "conditioner": "float32"})
-    [(_, conditioner)] = load_parts(spec, SimpleNamespace(device="cpu"), tmp_path, ["conditioner"])
+    [(_, conditioner)] = load_parts(
+        spec, SimpleNamespace(device="cpu", streamed=()), tmp_path, ["conditioner"]
+    )
     return request.param, conditioner
 
 
