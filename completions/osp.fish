@@ -283,6 +283,7 @@ complete -c osp -n '__osp_in generate' -l 'no-compile' -d 'Compile the blocks: s
 complete -c osp -n '__osp_in generate' -l 'gpus' -r -f -d 'Sample on N graphics cards together [1]'
 complete -c osp -n '__osp_in generate' -l 'max-vram' -r -f -d 'Use no more of the graphics card\'s memory, as in 12GB'
 complete -c osp -n '__osp_in generate' -l 'max-ram' -r -f -d 'Plan with no more of the computer\'s memory'
+complete -c osp -n '__osp_in generate' -l 'offline' -d 'Never touch the network'
 complete -c osp -n '__osp_in generate' -l 'metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
 complete -c osp -n '__osp_in generate' -l 'no-metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
 complete -c osp -n '__osp_in generate' -l 'config' -r -f -a '(__osp_files \'\\\\.(?:toml)\')' -d 'Settings in TOML [osp.toml]'

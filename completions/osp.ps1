@@ -59,6 +59,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'generate' '--gpus' 'gpus' 'Sample on N graphics cards together [1]'
         row 'generate' '--max-vram' 'max-vram' 'Use no more of the graphics card''s memory, as in 12GB'
         row 'generate' '--max-ram' 'max-ram' 'Plan with no more of the computer''s memory'
+        row 'generate' '--offline' '' 'Never touch the network'
         row 'generate' '--metadata' '' 'Keep the recipe in the video and beside it, or nowhere [kept]'
         row 'generate' '--no-metadata' '' 'Keep the recipe in the video and beside it, or nowhere [kept]'
         row 'generate' '--config' 'config' 'Settings in TOML [osp.toml]'

@@ -45,12 +45,18 @@ GOOD = {
     "--from-file": ["good.txt", "mixed.txt", "good.csv", "good.jsonl"],
     "--model": ["osp-mini", "flashi2v-1.3b", "uniworld-osp2-14b"],
     "--device": ["auto", "cpu", "cuda:1"],
-    "--dtype": ["auto", "bf16", "float32"],
+    "--dtype": ["auto", "fp16", "float32"],
+    "--offload": ["auto", "none", "group"],
+    "--quant": ["auto", "none"],
+    "--attention": ["auto", "sdpa"],
+    "--max-vram": ["12", "900MB"],
+    "--max-ram": ["16GB"],
     "--config": ["good.toml"],
     "--text": ["a lake"],
 }
 SWITCHES = [
     *("--metadata", "--no-metadata", "--overwrite", "--print-config", "--dry-run"),
+    *("--vae-tiling", "--no-vae-tiling", "--no-compile", "--offline"),
     *("--json", "--quiet", "--verbose", "--debug"),
 ]
 BAD = {
@@ -81,6 +87,11 @@ BAD = {
     "--model": ["mini", ""],
     "--device": ["tpu", "cuda:x", "cpu:1"],
     "--dtype": ["int4"],
+    "--offload": ["all", ""],
+    "--quant": ["fp9", "fp8"],
+    "--attention": ["fast"],
+    "--max-vram": ["0", "much", "-1"],
+    "--max-ram": ["nan", "12 apples"],
     "--config": ["bad.toml", "none.toml", "cat.png", "videos", ""],
     "--text": ["", " ", "-", "@none.txt", "\udcff"],
     "--width": ["448", "-1", "0"],

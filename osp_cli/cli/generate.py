@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,7 @@ def generate(
     gpus: opt.GpusOpt = None,
     max_vram: opt.MaxVramOpt = None,
     max_ram: opt.MaxRamOpt = None,
+    offline: opt.OfflineOpt = False,
     metadata: opt.MetadataOpt = None,
     config: opt.ConfigOpt = None,
     print_config: opt.PrintConfigOpt = False,
@@ -95,6 +97,9 @@ def generate(
     from osp_cli.config import stored_layers
     from osp_cli.dials import joined_loras
 
+    if offline:
+        # A run fetches nothing by itself; this keeps every library from trying.
+        os.environ["HF_HUB_OFFLINE"] = "1"
     if quiet and verbose:
         raise InvalidRequestError("--quiet and --verbose exclude each other")
     call = Call(

@@ -20,7 +20,7 @@ def test_flags_reach_the_request(osp, picture, requests):
         *("generate", "cat.png", "the camera pans left", "-s", "ink", "-n", "blur", "-o", "a.mp4"),
         *("--size", "320x384", "-f", "17", "--fps", "8", "--steps", "5", "-g", "1.5"),
         *("--shift", "4", "--cutoff", "0.2:0.6", "--seed", "7", "--device", "cpu"),
-        *("--dtype", "bf16", "-m", "osp-mini", "--sampler", "unipc", "--cache", "fbcache:0.3"),
+        *("--dtype", "fp16", "-m", "osp-mini", "--sampler", "unipc", "--cache", "fbcache:0.3"),
         *("--cache-start", "2", "--preview", "latent", "--no-metadata"),
     )
     assert outcome.code == 0
