@@ -41,7 +41,7 @@ def test_flags_reach_the_request(osp, picture, requests):
         cutoff=(0.2, 0.6),
         seed=7,
         device="cpu",
-        dtype="bfloat16",
+        dtype="float16",
         sampler="unipc",
         cache=StepCacheChoice("fbcache", 0.3),
         cache_start=2,
