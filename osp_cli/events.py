@@ -324,11 +324,16 @@ class FileVerified(Event):
 
 @dataclass(frozen=True, slots=True)
 class Verified(Event):
-    """All of `num_files` files were read, `bytes` in all, and are as they were published."""
+    """All of `num_files` files were read, `bytes` in all, and are as they should be.
+
+    `num_own_files` of them are as their installation noted, as no hub published them: they were
+    converted, or came from the user's own disk. The others are as they were published.
+    """
 
     type: ClassVar[str] = "as_published"
     num_files: int
     bytes: int
+    num_own_files: int = 0
 
 
 def _plain(value: Any) -> Any:

@@ -301,6 +301,8 @@ def _check_models() -> Iterator[Finding]:
 
 
 def _model(spec: ModelSpec) -> Finding:
+    from osp_cli.hub.whole import mend
+
     place = spec.find_weights()
     values = {"model": spec.name, "installed": place is not None, "path": None, "bytes": None}
     if place is None:
@@ -310,24 +312,21 @@ def _model(spec: ModelSpec) -> Finding:
         return Finding("model", "note", message, hint, {**values, "path": str(place)})
     sizes = [file.stat().st_size for file in place.rglob("*") if file.is_file()]
     values |= {"path": str(place), "bytes": sum(sizes)}
-    if (damage := _damage(place)) is not None:
-        hint = _mend(spec)
+    if (damage := _damage(spec, place)) is not None:
+        hint = mend(spec)
         return Finding("model", "note", f"{spec.name} is damaged: {damage}", hint, values)
     return Finding("model", "ok", f"{spec.name}, {_size(sum(sizes))} in {place}", None, values)
 
 
-def _mend(spec: ModelSpec) -> str:
-    """What to do about a damaged model."""
-    if spec.downloads:
-        return f"osp download {spec.name} fetches what is damaged"
-    return "install osp-cli again" if spec.embedded else "copy the model again"
-
-
-def _damage(folder: Path) -> str | None:
+def _damage(spec: ModelSpec, folder: Path) -> str | None:
     """What is wrong with the files of a model, as far as it shows without reading all of them.
 
-    A copy that broke off is found by the length that the file itself declares.
+    A copy that broke off is found by the length that was noted, or that the file itself declares.
     """
+    from osp_cli.hub.whole import gap
+
+    if (missing := gap(spec)) is not None:
+        return missing
     for path in sorted(folder.rglob("*")):
         try:
             if path.suffix == ".json":
@@ -452,6 +451,7 @@ def _check_start() -> Iterator[Finding]:
 
 def _check_run() -> Iterator[Finding]:
     from osp_cli.config import stored_layers
+    from osp_cli.hub.whole import mend
     from osp_cli.registry import find_model
     from osp_cli.runtime.diagnosis import default_plan
 
@@ -461,9 +461,9 @@ def _check_run() -> Iterator[Finding]:
         yield Finding("run", "problem", error.message, error.hint)
         return
     spec = find_model(plan.model)
-    if (damage := _damage(spec.weights_dir())) is not None:
+    if (damage := _damage(spec, spec.weights_dir())) is not None:
         message = f"{plan.model} is damaged: {damage}"
-        yield Finding("run", "problem", message, _mend(spec))
+        yield Finding("run", "problem", message, mend(spec))
         return
     needed = plan.expected_peak_bytes
     time = "" if plan.expected_seconds is None else f", about {plan.expected_seconds:g} s"

@@ -176,7 +176,8 @@ def download(
             specs,
             again=again,
             quiet=quiet or as_json,
-            checking=verify or dry_run,
+            verify=verify,
+            dry_run=dry_run,
             partly=bool(wish.include or wish.exclude),
         )
         if not specs:
@@ -199,18 +200,29 @@ def _specs(names: Sequence[str]) -> list[ModelSpec]:
 
 
 def _published(
-    specs: Sequence[ModelSpec], *, again: bool, quiet: bool, checking: bool, partly: bool
+    specs: Sequence[ModelSpec],
+    *,
+    again: bool,
+    quiet: bool,
+    verify: bool,
+    dry_run: bool,
+    partly: bool,
 ) -> list[ModelSpec]:
-    """Those of the models that are to be fetched; of the others it is said why not.
+    """Those of the models that are to be fetched or checked; of the others it is said why not.
 
     Raises:
-        WeightsMissingError: the weights of one are published nowhere, and not here either.
+        WeightsMissingError: the weights of one are published nowhere, and not here either; or
+            they are from elsewhere and incomplete.
     """
     from osp_cli.hub.listings import is_from_elsewhere
+    from osp_cli.hub.whole import whole_weights_dir
 
     wanted = []
+    checking = verify or dry_run
     for spec in specs:
-        if spec.downloads and (again or checking or not is_from_elsewhere(spec)):
+        if verify and not spec.embedded and (spec.downloads or spec.find_weights()):
+            wanted.append(spec)
+        elif spec.downloads and (again or checking or not is_from_elsewhere(spec)):
             published = {item.part for item in spec.downloads}
             lacking = [part for part in spec.parts if part not in published]
             # Before gigabytes are fetched that make no model.
@@ -220,6 +232,11 @@ def _published(
         elif (place := spec.find_weights()) is not None:
             how = "comes with the package" if spec.embedded else "is installed from elsewhere"
             more = "; -y fetches and replaces it" if spec.downloads else ""
+            if verify:
+                more = "; there is nothing to check"
+            else:
+                # Its next run would fail, and nothing here repairs it.
+                whole_weights_dir(spec)
             if not quiet:
                 console.say(f"note: {spec.name} {how}, in {place}{more}")
         else:
@@ -239,7 +256,7 @@ def _local(specs: Sequence[ModelSpec], path: Path, way: Way) -> Iterator[Event]:
     """Install what is at `path`; what is not there and was published is fetched."""
     from dataclasses import replace
 
-    from osp_cli.events import Notice, Saved
+    from osp_cli.events import Notice
 
     if len(specs) != 1:
         raise InvalidRequestError("--local installs one model at a time")
@@ -248,6 +265,10 @@ def _local(specs: Sequence[ModelSpec], path: Path, way: Way) -> Iterator[Event]:
     from osp_cli.hub import install
 
     [spec] = specs
+    if not (way.again or spec.embedded) and install.is_installed_from(spec, path):
+        yield Notice(f"{spec.name} is installed from there already; -y installs it anew")
+        yield _saved(spec)
+        return
     absent = set() if spec.embedded else {*install.lacking(spec, path)}
     published = tuple(item for item in spec.downloads if item.part in absent)
     if absent and absent == {item.part for item in published}:
@@ -261,8 +282,14 @@ def _local(specs: Sequence[ModelSpec], path: Path, way: Way) -> Iterator[Event]:
         )
         return
     yield from install.install_local(spec, path)
+    yield _saved(spec)
+
+
+def _saved(spec: ModelSpec) -> Event:
+    from osp_cli.events import Saved
+
     place = spec.weights_dir()
-    yield Saved(place, sum(file.stat().st_size for file in place.rglob("*") if file.is_file()))
+    return Saved(place, sum(file.stat().st_size for file in place.rglob("*") if file.is_file()))
 
 
 def _events(

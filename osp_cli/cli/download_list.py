@@ -68,7 +68,7 @@ def fits(spec: ModelSpec, memory: Memory) -> str:
         source = Source(text="a") if spec.pipeline == "wan-t2v" else Source(image=image)
         request = settle_generate(source, layers=[layer], seed=Seeds([0]), count=1).request
         plan = make_plan(
-            request, spec, size=spec.default_size, machine=machine, weights=spec.find_weights()
+            request, spec, size=spec.default_size, machine=machine, weights=_place(spec)
         )
     except WontFitError as error:
         return f"not: {error.message}"
@@ -91,12 +91,12 @@ def _way(plan: Plan) -> str:
 
 def total_bytes(spec: ModelSpec) -> int | None:
     """Bytes of a model: those that are installed, else those that its card tells or lets expect."""
-    place = spec.find_weights()
+    place = _place(spec)
     if place is not None:
         return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     sizes = [item.bytes for item in spec.downloads]
     known = [size for size in sizes if size is not None]
-    if _state(spec) == "can be fetched" and len(known) == len(sizes):
+    if spec.downloads and not spec.unpublished and len(known) == len(sizes):
         return sum(known)
     # Two bytes a number is how large models are published.
     architecture = spec.architecture
@@ -140,9 +140,18 @@ def show_list(specs: Sequence[ModelSpec], *, as_json: bool) -> None:
         console.write_line(f"free now: {_memory(memory)}; in brackets, what a run takes")
 
 
+def _place(spec: ModelSpec) -> Path | None:
+    """The folder of a model that is whole: of another one, sizes would be wrong."""
+    from osp_cli.hub.whole import gap
+
+    return None if gap(spec) is not None else spec.find_weights()
+
+
 def _state(spec: ModelSpec) -> str:
-    if spec.find_weights() is not None:
+    if _place(spec) is not None:
         return "built in" if spec.embedded else "installed"
+    if spec.find_weights() is not None:
+        return "incomplete"
     published = {item.part for item in spec.downloads}
     if not published:
         return "not published"
@@ -156,7 +165,7 @@ def _size(spec: ModelSpec) -> str:
     if size is None:
         return "unknown"
     is_told = spec.downloads and all(item.checked and item.bytes for item in spec.downloads)
-    estimated = spec.find_weights() is None and not is_told
+    estimated = _place(spec) is None and not is_told
     return f"about {in_words(size)}" if estimated else in_words(size)
 
 

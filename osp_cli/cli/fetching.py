@@ -92,7 +92,7 @@ class FetchDisplay(Display):
                     self.line(f"damaged: {event.path} of {event.repo} {event.problem}")
             case events.Verified():
                 self.rest()
-                self.line(f"{event.num_files} files, {in_words(event.bytes)}: all as published")
+                self.line(_verdict(event))
             case events.PartFound():
                 self.rest()
                 self.line(f"{event.part}: {event.title}")
@@ -276,6 +276,17 @@ def open_display(tally: Tally, *, quiet: bool, as_json: bool) -> FetchDisplay | 
     if console.is_terminal(sys.stderr) and not (as_json and console.is_terminal(sys.stdout)):
         return FetchBars(tally)
     return FetchDisplay(tally)
+
+
+def _verdict(event: events.Verified) -> str:
+    """What a check without findings has shown."""
+    what = f"{event.num_files} files, {in_words(event.bytes)}"
+    if not event.num_own_files:
+        return f"{what}: all as published"
+    if event.num_own_files == event.num_files:
+        return f"{what}: all as they were installed"
+    rest = event.num_files - event.num_own_files
+    return f"{what}: {rest} as published, {event.num_own_files} as they were installed"
 
 
 def _place(event: events.FilePlanned) -> str:

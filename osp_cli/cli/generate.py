@@ -248,6 +248,7 @@ def _is_done(request: GenerateRequest) -> bool:
 
 
 def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | OspError:
+    from osp_cli.hub.whole import whole_weights_dir
     from osp_cli.media.files import make_folder
     from osp_cli.media.image import decode_image, load_image
     from osp_cli.media.sinks import check_output
@@ -262,7 +263,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
             decode_image(request.image_data, name="the picture on stdin")
         elif request.image is not None:
             load_image(request.image)
-        request.spec.weights_dir()
+        whole_weights_dir(request.spec)
         if request.latents is None:
             check_loras(request)
         check_share(request)

@@ -45,7 +45,8 @@ def list_models(context: typer.Context, as_json: JsonOpt = False, debug: DebugOp
                     "licence": spec.licence,
                     "source": spec.source,
                     "embedded": spec.embedded,
-                    "installed": spec.find_weights() is not None,
+                    "installed": _state(spec) in ("installed", "built in"),
+                    "state": _state(spec),
                     "weights": _place(spec),
                     "sizes": [f"{width}x{height}" for width, height in spec.sizes],
                     "max_frames": spec.max_frames,
@@ -64,8 +65,12 @@ def list_models(context: typer.Context, as_json: JsonOpt = False, debug: DebugOp
 
 
 def _state(spec: ModelSpec) -> str:
+    from osp_cli.hub.whole import gap
+
     if spec.find_weights() is None:
         return "not installed"
+    if gap(spec) is not None:
+        return "incomplete"
     return "built in" if spec.embedded else "installed"
 
 

@@ -253,8 +253,10 @@ def _install(haul: Haul, cache: Cache, *, anew: bool, local: Path | None = None)
             if file not in supply.wanted
         ]
         if left_out:
+            here = spec.find_weights() is not None
+            state = "stays installed as it is" if here else "is in the cache but not installed"
             yield Notice(
-                f"{spec.name} is in the cache but not installed: "
+                f"{spec.name} {state}: "
                 f"{len(left_out)} of its files were left out, {left_out[0]} for one"
             )
             continue

@@ -14,6 +14,7 @@ from osp_cli.errors import InvalidRequestError, WeightsMissingError, WontFitErro
 from osp_cli.events import DownloadPlanned, FilePlanned
 from osp_cli.hub import listings
 from osp_cli.hub.listings import Listing, RemoteFile, installed_from, matches
+from osp_cli.hub.whole import gap
 from osp_cli.registry import weights_home
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ class Haul:
     def is_installed(self, spec: ModelSpec) -> bool:
         """Whether just these files are what the installed model was made of."""
         known = installed_from(spec.name)
-        return known == self.commits(spec.name) and spec.find_weights() is not None
+        is_here = spec.find_weights() is not None and gap(spec) is None
+        return is_here and known == self.commits(spec.name)
 
     @property
     def listings(self) -> tuple[Listing, ...]:

@@ -32,6 +32,7 @@ from osp_cli.events import Event, Installed, Notice, PartFound, ShardConverted
 from osp_cli.hub.choice import Choice, choose, missing_sentence, nothing_found, unrecognised
 from osp_cli.hub.hashes import remember_hash
 from osp_cli.hub.placing import clone, place
+from osp_cli.hub.whole import gap, record_parts
 from osp_cli.media.files import atomic_output, check_free_space, explained, flush_folder
 from osp_cli.models import conversion
 from osp_cli.models.layouts import UNKNOWN, FoundPart, describe
@@ -115,6 +116,22 @@ def install_local(
     yield from _install(spec, describe(path), str(path), {}, ema, stop)
 
 
+def is_installed_from(spec: ModelSpec, path: Path, *, ema: bool = True) -> bool:
+    """Whether `install_local` would make again what is there already, whole and of these files.
+
+    Raises:
+        InvalidRequestError, CheckpointError: as `install`.
+    """
+    if spec.find_weights() is None or gap(spec) is not None:
+        return False
+    noted = record_parts(_read(_home(spec) / RECORD))
+    parts = choose(spec, describe(Path(path).expanduser().resolve()), ema=ema).parts
+    return bool(parts) and all(
+        noted.get(part, {}).get("fingerprint") == conversion.fingerprint(one, _dtype(spec, part))
+        for part, one in parts.items()
+    )
+
+
 def recover(spec: ModelSpec) -> None:
     """Finish or undo what a process left that was killed while it exchanged two installations."""
     home, ready, old = (
@@ -166,7 +183,8 @@ def _install(
             else:
                 shutil.rmtree(staging / part, ignore_errors=True)
                 place(one, staging / part)
-                record.add(part, one, origin, converted=False)
+                mark = conversion.fingerprint(one, _dtype(spec, part))
+                record.add(part, one, origin, converted=False, mark=mark)
         for part in kept:
             clone(_home(spec) / part, staging / part)
             record.keep(part, _home(spec))
@@ -230,8 +248,9 @@ class _Record:
 
     def has(self, part: str, mark: str) -> bool:
         """Whether the part is there, converted from these very files."""
-        is_it = self._parts.get(part, {}).get("fingerprint") == mark
-        return is_it and (self.folder / part).is_dir()
+        values = self._parts.get(part, {})
+        is_it = values.get("converted") and values.get("fingerprint") == mark
+        return bool(is_it) and (self.folder / part).is_dir()
 
     def add(
         self,
@@ -240,7 +259,7 @@ class _Record:
         origin: Mapping[str, str],
         *,
         converted: bool,
-        mark: str | None = None,
+        mark: str,
         digests: Mapping[str, str] | None = None,
     ) -> None:
         """Write down a part that is whole."""
@@ -318,7 +337,10 @@ def _to_convert(spec: ModelSpec, choice: Choice, staging: Path) -> tuple[str, ..
     # What an interrupted installation wrote is used again, or cleared away.
     there = sum(path.lstat().st_size for path in staging.rglob("*") if path.is_file())
     check_free_space(
-        staging, needed - there, what=f"the converted {', '.join(must)}", hint=conversion.ROOM_HINT
+        staging.parent,
+        needed - there,
+        what=f"the converted {', '.join(must)}",
+        hint=conversion.ROOM_HINT,
     )
     for part in _LARGE_PARTS:
         one = choice.parts.get(part)
@@ -326,7 +348,7 @@ def _to_convert(spec: ModelSpec, choice: Choice, staging: Path) -> tuple[str, ..
             continue
         more = _converted_bytes(spec, part, one)
         try:
-            check_free_space(staging, needed + more - there, what=part)
+            check_free_space(staging.parent, needed + more - there, what=part)
         except WontFitError:
             choice.notices.append(
                 f"the {part} stays {one.dtype}, there is no room for {more / 1e9:.1f} GB of "

@@ -15,6 +15,7 @@ from osp_cli.events import FileProgress, FileVerified, Verified
 from osp_cli.hub import hashes, listings
 from osp_cli.hub import haul as hauls
 from osp_cli.hub.cache import Cache
+from osp_cli.hub.whole import mend, record_parts
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -45,24 +46,43 @@ def verify(specs: Sequence[ModelSpec], wish: Wish) -> Iterator[Event]:
     if bad:
         names = "; ".join(f"{event.path} {event.problem}" for event in bad[:3])
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-        again = " ".join(spec.name for spec in specs)
         raise ChecksumError(
             f"{len(bad)} of {len(checked)} files are not as they should be: {names}{more}",
-            hint=f"osp download {again} fetches just these",
+            hint=_mend(specs, bad),
         )
-    yield Verified(len(checked), sum(event.bytes for event in checked))
+    models = {spec.name for spec in specs}
+    own = sum(event.repo in models for event in checked)
+    yield Verified(len(checked), sum(event.bytes for event in checked), own)
+
+
+def _mend(specs: Sequence[ModelSpec], bad: Sequence[FileVerified]) -> str:
+    """What to do about damaged files: to fetch those of a hub, to install the others anew."""
+    damaged = {event.repo for event in bad}
+    hit = [
+        spec
+        for spec in specs
+        if spec.name in damaged or any(item.repo in damaged for item in spec.downloads)
+    ]
+    elsewhere = [mend(spec) for spec in hit if listings.is_from_elsewhere(spec)]
+    fetched = " ".join(spec.name for spec in hit if not listings.is_from_elsewhere(spec))
+    ways = [f"osp download {fetched} fetches just these"] if fetched else []
+    return "; ".join([*ways, *elsewhere])
 
 
 def _files(specs: Sequence[ModelSpec], wish: Wish) -> Iterator[Event]:
     """Files of the cache once, then those of each model that lie elsewhere."""
     cache, found = Cache(), []
     for spec in specs:
+        card = _as_installed(spec, wish)
         try:
-            found.append(hauls.gather([_as_installed(spec, wish)], wish, None, cache))
+            if card.downloads:
+                found.append(hauls.gather([card], wish, None, cache))
+                continue
         except WeightsMissingError:
-            # Installed from elsewhere: what the installation wrote down is all there is.
-            if not listings.install_record(spec):
-                raise
+            pass
+        # Installed from elsewhere: what the installation wrote down is all there is.
+        if not record_parts(listings.install_record(spec)):
+            raise _nothing(spec)
     seen: set[tuple[str, str]] = set()
     for haul in found:
         yield from _cached(haul, cache, seen)
@@ -71,13 +91,35 @@ def _files(specs: Sequence[ModelSpec], wish: Wish) -> Iterator[Event]:
 
 
 def _as_installed(spec: ModelSpec, wish: Wish) -> ModelSpec:
-    """The card with the commits from which the model was installed, unless another is asked for."""
+    """The card with the commits from which the model was installed, unless another is asked for.
+
+    Parts that the user installed from files of the own disk have nothing to do with a hub.
+    """
     commits = {} if wish.revision else listings.installed_from(spec.name)
+    parts = record_parts(listings.install_record(spec))
+    local = {
+        part
+        for part, values in parts.items()
+        if "path" in (source := values.get("source") or {}) and "repo" not in source
+    }
     return replace(
         spec,
         downloads=tuple(
-            replace(item, revision=commits.get(item.repo, item.revision)) for item in spec.downloads
+            replace(item, revision=commits.get(item.repo, item.revision))
+            for item in spec.downloads
+            if item.part not in local
         ),
+    )
+
+
+def _nothing(spec: ModelSpec) -> WeightsMissingError:
+    place = spec.find_weights()
+    if place is not None:
+        return WeightsMissingError(
+            f"{spec.name} in {place} was not installed by osp: nobody noted what to compare it with"
+        )
+    return WeightsMissingError(
+        f"nothing of {spec.name} is here to check", hint=f"osp download {spec.name}"
     )
 
 

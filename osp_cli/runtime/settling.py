@@ -14,6 +14,7 @@ from PIL import Image
 from osp_cli.errors import UnreadableMediaError
 from osp_cli.events import Planned
 from osp_cli.hub.hashes import weights_hash
+from osp_cli.hub.whole import whole_weights_dir
 from osp_cli.media.files import check_free_space
 from osp_cli.media.image import (
     LoadedImage,
@@ -150,7 +151,7 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
     # A plan alone does not make the folder that a run would.
     if not request.makes_folder or request.output.parent.exists():
         check_output(request.output, overwrite=request.overwrite, fps=request.fps)
-    weights = request.spec.weights_dir()
+    weights = whole_weights_dir(request.spec)
     frozen = thaw(request.latents) if request.latents is not None else None
     loaded = _picture(request) if frozen is None else None
     size = _choose_size(request, loaded)

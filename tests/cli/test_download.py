@@ -9,9 +9,10 @@ from pathlib import Path
 import jsonschema
 import pytest
 from hub_kit import REPOS, SHARED_VAE
+from rich.cells import cell_len
 
 from osp_cli import events, registry
-from osp_cli.cli import download_list, fetching
+from osp_cli.cli import checks, console, download_list, fetching
 from osp_cli.cli.download_list import Memory, fits
 from osp_cli.cli.schema import schema_path
 from osp_cli.hub import haul
@@ -230,6 +231,80 @@ def test_verify_is_exit_5_with_the_files_name(osp, place):
     assert outcome.code == 5
     assert "vae/model.safetensors has 1 bytes instead of 60000" in outcome.err
     assert "osp download wee fetches just these" in outcome.err
+
+
+def test_verify_without_a_model_is_exit_3(osp, wee, fake_hub):
+    outcome = osp("download", "wee", "--verify")
+    assert (outcome.code, outcome.out) == (3, "")
+    assert outcome.err.splitlines() == [
+        "error: nothing of wee is here to check",
+        "hint: osp download wee",
+    ]
+    assert "offline" not in outcome.err
+    assert fake_hub.log == []
+
+
+def test_verify_of_a_built_in_model_says_that_there_is_nothing_to_check(osp):
+    outcome = osp("download", "osp-mini", "--verify")
+    assert outcome.code == 0
+    assert outcome.err.startswith("note: osp-mini comes with the package, in ")
+    assert outcome.err.endswith("; there is nothing to check\n")
+
+
+def test_what_is_left_out_of_an_installed_model_leaves_it_installed(osp, place):
+    outcome = osp("download", "wee", "--include", "vae/*")
+    assert "wee is in the cache but not installed: 4 of its files were left out" in outcome.err
+    osp("download", "wee", "-q")
+    outcome = osp("download", "wee", "--include", "vae/*")
+    assert "not installed" not in outcome.err
+    assert "wee stays installed as it is: 4 of its files were left out" in outcome.err
+
+
+@pytest.fixture
+def incomplete(osp, place):
+    """`wee`, with a shard that its index names moved away; gives the file's name."""
+    osp("download", "wee", "-q")
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = place / "transformer" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict(zip("ab", names, strict=True))}))
+    (place / "transformer" / names[1]).unlink()
+    return f"transformer/{names[1]}"
+
+
+def test_an_incomplete_model_is_called_so_everywhere(osp, incomplete, picture, place):
+    [row] = lines(osp("download", "--list", "wee", "--json"))
+    assert row["state"] == "incomplete"
+    assert row["bytes"] == 560_016
+    [row] = [row for row in lines(osp("models", "--json")) if row["name"] == "wee"]
+    assert (row["state"], row["installed"]) == ("incomplete", False)
+    for flags in ([], ["--dry-run"]):
+        outcome = osp("generate", "cat.png", "zoom in", "--model", "wee", *flags)
+        assert (outcome.code, outcome.out) == (3, "")
+        assert outcome.err.splitlines() == [
+            f"error: wee in {place} is incomplete: {incomplete} is missing",
+            "hint: osp download wee fetches what is damaged",
+        ]
+    assert osp("download", "wee", "-q").code == 0
+    [row] = lines(osp("download", "--list", "wee", "--json"))
+    assert row["state"] == "installed"
+
+
+def test_the_doctor_sees_what_an_incomplete_model_lacks(incomplete):
+    [found] = [item for item in checks._check_models() if item.values["model"] == "wee"]
+    assert (found.state, found.hint) == ("note", "osp download wee fetches what is damaged")
+    assert found.message == f"wee is damaged: {incomplete} is missing"
+
+
+@pytest.mark.parametrize("width", [60, 100, 104, 120])
+def test_no_line_of_the_list_ends_between_a_figure_and_its_unit(osp, wee, monkeypatch, width):
+    monkeypatch.setattr(console, "is_terminal", lambda _: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(download_list, "free_memory", lambda: Memory(None, 64 * GB))
+    said = osp("download", "--list").out.splitlines()
+    table = [line for line in said if "free now" not in line]
+    assert max(map(cell_len, table)) <= width
+    assert "MB)" in "".join(table)
+    assert not [line for line in table if line.split() and line.split()[0] in ("MB)", "GB)")]
 
 
 def test_the_list_says_what_is_here_and_what_could_be(osp, wee, fake_hub):

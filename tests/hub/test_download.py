@@ -518,7 +518,12 @@ def test_what_is_installed_from_these_files_is_not_installed_again(wee, fake_hub
 
 
 def test_a_model_that_is_not_here_cannot_be_checked(wee):
-    with pytest.raises(WeightsMissingError):
+    with pytest.raises(WeightsMissingError, match="nothing of wee is here to check") as caught:
+        check(wee)
+    assert caught.value.hint == "osp download wee"
+    for part in wee.parts:
+        (wee.weights_places()[-1] / part).mkdir(parents=True)
+    with pytest.raises(WeightsMissingError, match="nobody noted what to compare it with"):
         check(wee)
 
 
