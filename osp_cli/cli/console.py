@@ -111,7 +111,7 @@ def write_table(
         for row in rows:
             write_line(row[0])
             for cell in row[1:]:
-                write_line(textwrap.indent(textwrap.fill(cell, max(columns() - 2, 8)), "  "))
+                write_line(textwrap.indent(_filled(cell, max(columns() - 2, 8)), "  "))
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -120,8 +120,12 @@ def write_table(
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, heading in enumerate(headings):
         table.add_column(heading, style="bold" if index == 0 else "", no_wrap=index == 0)
+    # Columns are three apart, and the table has a margin of one at either side.
+    others = [max(map(len, column)) for column in zip(headings, *rows, strict=True)][:-1]
+    room = columns() - sum(others) - 3 * len(others) - 2
     for row in rows:
-        table.add_row(*row)
+        # Where the others have to be broken too, rich knows best.
+        table.add_row(*row[:-1], _filled(row[-1], room) if room >= 8 else row[-1])
     Console(highlight=False, markup=False).print(table)
 
 
@@ -133,6 +137,15 @@ def write_row(name: str, text: str) -> None:
     lines = textwrap.wrap(visible(text), room, break_on_hyphens=False) or [""]
     for number, line in enumerate(lines):
         write_line((" " * len(name) if number else name) + line)
+
+
+def _filled(text: str, width: int) -> str:
+    """The text in lines of `width` columns, none of which ends between a figure and its unit."""
+    import textwrap
+
+    # To textwrap, unlike to rich, this space is none.
+    held = re.sub(r"(?<=\d) (?=[kMG]?B\b)", "\N{NO-BREAK SPACE}", text)
+    return textwrap.fill(held, width).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _write_stderr(text: str) -> None:
