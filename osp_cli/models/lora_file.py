@@ -31,6 +31,8 @@ from osp_cli.models.safetensors_header import Header, read_header
 
 Shape = tuple[int, ...]
 
+DAMAGED_HINT = "fetch or train the LoRA again, or leave it out"
+
 _KEY = re.compile(
     r"(?P<module>.+?)"
     r"(?:[._]lora(?:_linear_layer)?[._](?P<side>A|B|down|up)(?:\.(?P<adapter>[^.]+))?\.weight"
