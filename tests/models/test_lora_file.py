@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 
 import pytest
@@ -323,6 +324,24 @@ def test_a_lora_of_the_large_model_names_both(file):
     for word in ("5120", "40 blocks", "uniworld-osp2-14b", "flashi2v-1.3b", "1536", "30 blocks"):
         assert word in caught.value.message
     assert "--model uniworld-osp2-14b" in caught.value.hint
+
+
+def test_the_hint_names_a_model_that_can_be_run_and_is_there(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("OSP_HOME", str(tmp_path / "home"))
+    write(file, {**pair(Q, 5120, 5120), **pair("diffusion_model.blocks.39.ffn.0", 13824, 5120)})
+    lora = read_lora(file)
+    cards = cards_of_size(lora.size)
+    usable = [spec for spec in cards if spec.run_problem() is None]
+    # Otherwise there would be nothing to choose from.
+    assert len(usable) > 1
+    assert len(cards) > len(usable)
+    for last in (usable[0], usable[-1]):
+        for part in last.parts:
+            (last.weights_places()[-1] / part).mkdir(parents=True)
+        with pytest.raises(InvalidRequestError) as caught:
+            fit_lora(lora, wan(), "mini")
+        assert caught.value.hint == f"--model {last.name}"
+        shutil.rmtree(tmp_path / "home")
 
 
 def test_a_lora_without_any_layer_that_fits_is_refused(file):
