@@ -25,6 +25,7 @@ _MOST_NAMED = 3
 
 OF_IMAGE = "for the picture's features of inpainting models"
 NO_LAYER = "the model has no such layer"
+OTHER_WIDTH = "of another width than the other layers"
 NO_TRANSFORMER = "no layer of a Wan-style transformer"
 
 

@@ -109,6 +109,30 @@ def test_sizes_are_told_by_shapes_alone():
     assert size_of({"blocks.0.attn1.to_q.bias": (8,)}) == Size(None, None, 0)
 
 
+STRAY = "diffusion_model.blocks.99.self_attn.q"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_stray_layer_does_not_decide_on_the_size(file, first):
+    stray = pair(STRAY, 4, 4)
+    rest = {**pair(Q, 8, 8), **pair("diffusion_model.blocks.1.ffn.0", 12, 8)}
+    write(file, {**stray, **rest} if first else {**rest, **stray})
+    lora = read_lora(file)
+    assert lora.size == Size(8, 12, 2)
+    assert [change.name for change in lora.misfits] == ["blocks.99.attn1.to_q"]
+    fit = fit_lora(lora, wan(), "mini")
+    assert fit.left_out == dict.fromkeys(pair(STRAY, 4, 4), NO_LAYER)
+    assert len(fit.changes) == 2
+
+
+def test_a_block_counts_by_its_own_width_or_where_nothing_tells_it():
+    shapes = {**wan(2, 8, 12), "blocks.0.attn1.to_k.weight": (4, 4)}
+    # The first block has layers of both widths, the last one layers that tell none.
+    shapes |= {"blocks.3.norm2.weight": (8,), "blocks.7.attn2.to_v.weight": (4, 4)}
+    assert size_of(shapes) == Size(8, 12, 4)
+    assert size_of({"blocks.0.ffn.net.0.proj.weight": (8,)}) == Size(None, None, 1)
+
+
 def test_both_alphas_of_one_number_are_read(file):
     shapes = pair("diffusion_model.blocks.0.self_attn.q", 8, 8)
     alpha = "diffusion_model.blocks.0.self_attn.q.alpha"
