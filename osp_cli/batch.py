@@ -1,7 +1,8 @@
 """Files of many jobs: one video per line of text, JSON or a table.
 
-- `.txt`: a prompt per line; ` --flag value` behind it sets what holds for this line alone. Empty
-  lines and those that begin with `#` are skipped.
+- `.txt`: a prompt per line; ` --flag value` behind it sets what holds for this line alone, spelled
+  as on the command line: ` -s ink`, ` --vae-tiling` and ` --no-metadata` too. Empty lines and those
+  that begin with `#` are skipped.
 - `.jsonl`: an object per line.
 - `.csv`: a table with the names in its first row; an empty field counts as not given.
 
@@ -15,12 +16,13 @@ import io
 import json
 import re
 import shlex
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from osp_cli.dials import DIALS, canonical_name, read_value
+from osp_cli.dials import DIALS, SHORT_NAMES, canonical_name, read_value
 from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import nearest
 
@@ -30,6 +32,8 @@ KINDS = (".txt", ".jsonl", ".csv")
 
 _INPUTS = ("image", "text")
 _NAMES = (*DIALS, *_INPUTS)
+# Where the flags of a line begin: a word of two dashes and a letter, or of a dash and one letter.
+_FIRST_FLAG = re.compile(r"(?:^|\s)(?=--[a-z]|-[A-Za-z](?:\s|$))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,7 @@ def _text_rows(text: str, called: str) -> _Rows:
         if not line or line.startswith("#"):
             continue
         place = f"{called}, line {number}"
-        flags = re.search(r"(?:^|\s)(?=--[a-z])", line)
+        flags = _FIRST_FLAG.search(line)
         prompt = line if flags is None else line[: flags.start()]
         rest = "" if flags is None else line[flags.end() :]
         try:
@@ -134,27 +138,46 @@ def _flags(text: str, place: str) -> dict[str, object]:
     lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
     try:
-        words = list(lexer)
+        words = deque(lexer)
     except ValueError as error:
         raise InvalidRequestError(f"{place}: a quotation mark is not closed") from error
     values: dict[str, object] = {}
-    remaining = iter(words)
-    for word in remaining:
-        if not word.startswith("--"):
-            raise InvalidRequestError(
-                f"{place}: {word!r} stands behind a value", hint="put quotes around values"
-            )
-        name, given, value = word[2:].partition("=")
-        _known(name, place)
-        if not given:
-            found = next(remaining, None)
-            if found is None:
-                raise InvalidRequestError(f"{place}: --{name} has no value")
-            value = found
+    while words:
+        name, value = _next_flag(words, place)
         # Of most names the last one holds; each LoRA is one more, as on the command line.
-        several = canonical_name(name) == "lora"
-        values[name] = [*_listed(values.get(name)), value] if several else value
+        values[name] = [*_listed(values.get(name)), value] if name == "lora" else value
     return values
+
+
+def _next_flag(words: deque[str], place: str) -> tuple[str, object]:
+    """Take the first flag off `words`, with its value: `--seed 4`, `-s ink`, `--no-metadata`."""
+    word = words.popleft()
+    if re.fullmatch(r"-[A-Za-z]", word):
+        if word[1] not in SHORT_NAMES:
+            known = ", ".join(f"-{letter}" for letter in SHORT_NAMES)
+            raise InvalidRequestError(
+                f"{place}: unknown name {word!r}", hint=f"the short names are: {known}"
+            )
+        written, given, value = SHORT_NAMES[word[1]], "", ""
+    elif word.startswith("--"):
+        written, given, value = word[2:].partition("=")
+    else:
+        raise InvalidRequestError(
+            f"{place}: {word!r} stands behind a value", hint="put quotes around values"
+        )
+    refused = _spelled(written.removeprefix("no-"))
+    if written.startswith("no-") and refused in DIALS and DIALS[refused].is_switch:
+        if given:
+            raise InvalidRequestError(f"{place}: --{written} takes no value")
+        return refused, False
+    name = _known(written, place)
+    if given:
+        return name, value
+    if name in DIALS and DIALS[name].is_switch and (not words or words[0].startswith("-")):
+        return name, True
+    if not words:
+        raise InvalidRequestError(f"{place}: {word} has no value")
+    return name, words.popleft()
 
 
 def _listed(value: object) -> list[object]:
@@ -237,7 +260,7 @@ def _job(place: str, row: Mapping[str, object]) -> Job:
 
 
 def _known(key: str, place: str) -> str:
-    name = canonical_name(key.strip().lower().replace("_", "-"))
+    name = _spelled(key)
     if name in _NAMES:
         return name
     guesses = nearest(name, _NAMES)
@@ -247,3 +270,7 @@ def _known(key: str, place: str) -> str:
         if guesses
         else f"the names are: {', '.join(_NAMES)}",
     )
+
+
+def _spelled(key: str) -> str:
+    return canonical_name(key.strip().lower().replace("_", "-"))

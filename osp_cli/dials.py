@@ -325,11 +325,15 @@ class Dial:
         name: the flag without its dashes; also the key in configuration files and batches.
         field: the name by which requests, cards and styles know it.
         read: from a written value to the value.
+        short: the letter of its short flag, or empty.
+        is_switch: its flag may stand without a value, or as `--no-NAME`.
     """
 
     name: str
     field: str
     read: Callable[[str], Any]
+    short: str = ""
+    is_switch: bool = False
 
     @property
     def variable(self) -> str:
@@ -341,38 +345,41 @@ DIALS: Mapping[str, Dial] = {
     dial.name: dial
     for dial in (
         Dial("prompt", "prompt", prompt_text),
-        Dial("negative-prompt", "negative_prompt", prompt_text),
-        Dial("style", "style", _plain),
-        Dial("output", "output", _plain),
+        Dial("negative-prompt", "negative_prompt", prompt_text, short="n"),
+        Dial("style", "style", _plain, short="s"),
+        Dial("output", "output", _plain, short="o"),
         Dial("size", "size", size),
-        Dial("frames", "num_frames", whole_number("--frames")),
-        Dial("seconds", "seconds", number("--seconds")),
+        Dial("frames", "num_frames", whole_number("--frames"), short="f"),
+        Dial("seconds", "seconds", number("--seconds"), short="t"),
         Dial("fps", "fps", whole_number("--fps")),
         Dial("steps", "num_inference_steps", whole_number("--steps")),
-        Dial("cfg", "guidance_scale", number("--cfg")),
+        Dial("cfg", "guidance_scale", number("--cfg"), short="g"),
         Dial("shift", "shift", number("--shift")),
         Dial("sampler", "sampler", _plain),
         Dial("cutoff", "cutoff", cutoff),
         Dial("seed", "seed", seeds),
-        Dial("count", "count", whole_number("--count")),
-        Dial("lora", "loras", loras),
+        Dial("count", "count", whole_number("--count"), short="c"),
+        Dial("lora", "loras", loras, short="l"),
         Dial("cache", "cache", step_cache),
         Dial("cache-start", "cache_start", whole_number("--cache-start")),
         Dial("preview", "preview", _plain),
-        Dial("metadata", "metadata", switch("--metadata")),
-        Dial("model", "model", _plain),
+        Dial("metadata", "metadata", switch("--metadata"), is_switch=True),
+        Dial("model", "model", _plain, short="m"),
         Dial("device", "device", _plain),
         Dial("dtype", "dtype", dtype),
         Dial("offload", "offload", _plain),
         Dial("quant", "quant", _plain),
         Dial("attention", "attention", _plain),
-        Dial("vae-tiling", "vae_tiling", switch("--vae-tiling")),
-        Dial("compile", "compile", switch("--compile")),
+        Dial("vae-tiling", "vae_tiling", switch("--vae-tiling"), is_switch=True),
+        Dial("compile", "compile", switch("--compile"), is_switch=True),
         Dial("gpus", "gpus", whole_number("--gpus")),
         Dial("max-vram", "max_vram", memory("--max-vram")),
         Dial("max-ram", "max_ram", memory("--max-ram")),
     )
 }
+
+# The letters of short flags, and the names that they stand for.
+SHORT_NAMES: Mapping[str, str] = {dial.short: dial.name for dial in DIALS.values() if dial.short}
 
 
 def read_value(name: str, value: object, origin: str) -> Any:

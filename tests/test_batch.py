@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -73,8 +74,43 @@ def test_backslashes_are_letters():
 
 
 def test_words_that_look_like_flags_only_from_afar_are_the_prompt():
-    assert values("from left--to right -- slowly --- now --2 -s ink") == [
-        {"prompt": "from left--to right -- slowly --- now --2 -s ink"}
+    prompt = "- from left--to right -- slowly - --- now --2 -5 x-s ink -large u-f-o -é"
+    assert values(prompt) == [{"prompt": prompt}]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--vae-tiling --max-ram 0.2", {"vae_tiling": True, "max_ram": 200_000_000}),
+        ("--vae-tiling", {"vae_tiling": True}),
+        ("--vae-tiling true --compile no", {"vae_tiling": True, "compile": False}),
+        ("--vae-tiling -s ink", {"vae_tiling": True, "style": "ink"}),
+        ("--no-vae-tiling --no-metadata", {"vae_tiling": False, "metadata": False}),
+        ("--compile --no-compile", {"compile": False}),
+        ("--no-compile --compile", {"compile": True}),
+        ("--compile=off", {"compile": False}),
+    ],
+)
+def test_switches_stand_alone(flags, expected):
+    assert values(f"zoom in {flags}") == [{"prompt": "zoom in", **expected}]
+
+
+def test_short_flags_are_those_of_the_command_line():
+    line = "zoom in -s ink -n 'no blur' -o a.mp4 -f 9 -g 2 -c 3 -m osp-mini -l peft:0.5 -l other"
+    [found] = values(line)
+    assert {name: str(value) for name, value in found.items()} == {
+        "prompt": "zoom in",
+        "style": "ink",
+        "negative_prompt": "no blur",
+        "output": "a.mp4",
+        "num_frames": "9",
+        "guidance_scale": "2.0",
+        "count": "3",
+        "model": "osp-mini",
+        "loras": "peft:0.5,other",
+    }
+    assert values("-t 2 --style ink -s oil --prompt x") == [
+        {"seconds": 2.0, "style": "oil", "prompt": "x"}
     ]
 
 
@@ -88,6 +124,12 @@ def test_words_that_look_like_flags_only_from_afar_are_the_prompt():
         ("a cat --steps many", "jobs, line 1: --steps takes a whole number, got 'many'"),
         ("a cat --overwrite yes", "jobs, line 1: unknown name 'overwrite'"),
         ("a cat --seed 1 -- 2", "jobs, line 1: unknown name ''"),
+        ("a cat -y", "jobs, line 1: unknown name '-y'"),
+        ("a cat -l", "jobs, line 1: -l has no value"),
+        ("a cat --vae-tiling maybe", "jobs, line 1: --vae-tiling takes true or false, got 'maybe'"),
+        ("a cat --no-vae-tiling 1", "jobs, line 1: '1' stands behind a value"),
+        ("a cat --no-compile=1", "jobs, line 1: --no-compile takes no value"),
+        ("a cat --no-seed 1", "jobs, line 1: unknown name 'no-seed'"),
     ],
 )
 def test_bad_lines_of_text(line, sentence):
@@ -260,7 +302,7 @@ word = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_siz
 prompts = (
     st.lists(word, min_size=1, max_size=4)
     .map(" ".join)
-    .filter(lambda text: text[0] not in "#@" and " --" not in f" {text}")
+    .filter(lambda text: text[0] not in "#@" and not re.search(r" -(-|\w( |$))", f" {text}"))
 )
 rows = st.lists(
     st.fixed_dictionaries(
@@ -288,7 +330,7 @@ def test_every_kind_says_the_same(written):
 
 @settings(max_examples=200)
 @given(
-    text=st.text() | st.from_regex(r"([a-z\"', ]{0,6}(--[a-z]{1,4}[= ]?)?\n?){0,4}"),
+    text=st.text() | st.from_regex(r"([a-z\"', ]{0,6}(-?-[a-z]{1,4}[= ]?)?\n?){0,4}"),
     kind=st.sampled_from(KINDS),
 )
 def test_any_text_is_read_or_refused(text, kind):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from osp_cli.cli.app import app
 from osp_cli.dials import (
     ALIASES,
     CACHES,
@@ -286,3 +288,19 @@ def test_every_dial_has_one_name_field_and_variable():
     assert set(ALIASES.values()) <= set(DIALS)
     assert canonical_name("guidance-scale") == "cfg"
     assert canonical_name("steps") == "steps"
+
+
+def test_flags_without_values_and_short_ones_are_the_command_line_s():
+    options = {
+        option.opts[0]: option
+        for option in typer.main.get_command(app).commands["generate"].params
+        if option.opts[0].startswith("--")
+    }
+    for dial in DIALS.values():
+        if dial.name == "prompt":
+            # The one that is an argument.
+            continue
+        option = options[f"--{dial.name}"]
+        assert [f"-{dial.short}"] * bool(dial.short) == option.opts[1:]
+        assert option.is_flag == dial.is_switch
+        assert option.secondary_opts == [f"--no-{dial.name}"] * dial.is_switch

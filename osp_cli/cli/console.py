@@ -46,7 +46,7 @@ def write_json(values: Mapping[str, Any]) -> None:
 
 def say(text: str) -> None:
     """Write one line to stderr. Whoever closed it does not want to know."""
-    _write_stderr(visible(text))
+    _write_stderr(_folded(visible(text)))
 
 
 def visible(text: str) -> str:
@@ -59,14 +59,36 @@ def visible(text: str) -> str:
 
 def say_error(message: str, hint: str | None = None) -> None:
     """Write an error, and what to do about it, to stderr."""
-    _write_stderr(f"{_emphasised('error:', '1;31')} {visible(message)}")
+    _say_labelled("error:", "1;31", message)
     if hint:
         say_hint(hint)
 
 
 def say_hint(hint: str) -> None:
     """Write what to do to stderr."""
-    _write_stderr(f"{_emphasised('hint:', '36')} {visible(hint)}")
+    _say_labelled("hint:", "36", hint)
+
+
+def _say_labelled(label: str, code: str, text: str) -> None:
+    folded = _folded(f"{label} {visible(text)}")
+    _write_stderr(_emphasised(label, code) + folded.removeprefix(label))
+
+
+def _folded(text: str) -> str:
+    """The text in lines that a terminal on stderr has room for; whole for whatever else it is."""
+    if not is_terminal(sys.stderr):
+        return text
+    room = columns(sys.stderr)
+    return "\n".join(line for part in text.split("\n") for line in _wrap(part, room))
+
+
+def _wrap(text: str, room: int) -> list[str]:
+    """The text in lines of so many columns, words left whole: they may be paths or flags."""
+    if len(text) <= room:
+        return [text]
+    import textwrap
+
+    return textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
 
 
 def discard_stdout() -> None:
@@ -86,10 +108,14 @@ def is_terminal(stream: TextIO | None) -> bool:
     )
 
 
-def columns() -> int:
-    """Width of the terminal."""
+def columns(stream: TextIO | None = None) -> int:
+    """Width of the terminal that `stream` is, or stdout."""
     import shutil
 
+    # Of a terminal whose other stream goes elsewhere, too.
+    if stream is not None and not os.environ.get("COLUMNS", "").isdigit():
+        with contextlib.suppress(OSError, ValueError):
+            return os.get_terminal_size(stream.fileno()).columns or 80
     return shutil.get_terminal_size().columns
 
 
@@ -131,11 +157,9 @@ def write_table(
 
 def write_row(name: str, text: str) -> None:
     """Write a name and its text to a terminal's stdout; the text's further lines stand below it."""
-    import textwrap
-
     room = max(columns() - len(name), 20)
-    lines = textwrap.wrap(visible(text), room, break_on_hyphens=False) or [""]
-    for number, line in enumerate(lines):
+    text = " ".join(visible(text).split("\n"))
+    for number, line in enumerate(_wrap(text, room) or [""]):
         write_line((" " * len(name) if number else name) + line)
 
 

@@ -87,8 +87,9 @@ class Display:
                     f"{plan.model}: {plan.width}x{plan.height}, {plan.num_frames} frames, "
                     f"{plan.steps} steps, seed {plan.seed}, {device_text(plan)} {plan.dtype}"
                 )
-                if plan.weights_bytes > _LARGE_BYTES or plan.offload != "none":
-                    # What it will cost, where that is more than a moment.
+                changed = plan.quant != "none" or plan.compile or plan.vae_tiling
+                if plan.weights_bytes > _LARGE_BYTES or plan.offload != "none" or changed:
+                    # What it will cost, where that is more than a moment, and what is unusual.
                     parts = (way_text(plan), memory_text(plan), time_text(plan))
                     self.line(f"weights {'; '.join(filter(None, parts))}")
             case events.Notice(message):

@@ -95,13 +95,17 @@ def inspect(
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Tell what is in a file of weights: a LoRA's layout, rank, strength and what it fits."""
+    """Tell what is in a file of weights: a LoRA's layout, rank, strength and what it fits.
+
+    The exit code is 1 where something in a file keeps it from being used.
+    """
     from osp_cli.registry import find_model
 
     spec = None if model is None else find_model(model)
     from osp_cli.runtime.inspection import inspect as look_into
 
     errors: list[OspError] = []
+    problems: list[Inspected] = []
     for number, name in enumerate(files):
         try:
             things = look_into(name, spec)
@@ -111,6 +115,7 @@ def inspect(
             console.say_error(error.message, error.hint)
             errors.append(error)
             continue
+        problems += [found for found in things if found.problem]
         for index, found in enumerate(things):
             if as_json:
                 console.write_json(found.as_json())
@@ -118,6 +123,10 @@ def inspect(
                 _show(found, first=not number and not index)
     if errors:
         raise type(errors[0])(f"{len(errors)} of {len(files)} files cannot be read")
+    if len(problems) == 1:
+        raise OspError(problems[0].problem or "").at(str(problems[0].path))
+    if problems:
+        raise OspError(f"{len(problems)} files have a problem")
 
 
 def _show(found: Inspected, *, first: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +72,12 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
         rows["disk"] += f", and {_bytes(plan.offload_bytes)} of weights for the time of the run"
     if text := time_text(plan):
         rows["time"] = text
+    folds = console.is_terminal(sys.stdout)
     for name, text in rows.items():
-        console.write_line(f"{name:<9} {text}")
+        if folds:
+            console.write_row(f"{name:<9} ", text)
+        else:
+            console.write_line(f"{name:<9} {text}")
 
 
 def way_text(plan: Plan) -> str:

@@ -13,16 +13,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from osp_cli.errors import CheckpointError
-from osp_cli.models.lora_file import Change, Difference, LoraFile, LowRank, Shape
+from osp_cli.models.lora_file import DAMAGED_HINT, Change, Difference, LoraFile, LowRank, Shape
 from osp_cli.models.lora_fit import Fit
 from osp_cli.models.original_names import transformer_name
+from osp_cli.models.safetensors_header import not_finite
 
 # Of the one adapter that all LoRAs are joined to; peft takes it for a name of modules too.
 _ADAPTER = "osp_lora"
@@ -118,7 +119,8 @@ def strengths(
         CheckpointError: the file holds numbers that are not finite.
     """
     found = {}
-    with safe_open(lora.path, framework="pt") as file:
+    with safe_open(lora.path, framework="pt") as tensors:
+        file = _File(lora.path, tensors)
         for change in changes:
             before = 1.0 if norms is None else norms.get(change.target, 0.0)
             if before:
@@ -137,7 +139,7 @@ def weight_norms(folder: Path, targets: Collection[str]) -> dict[str, float]:
     return norms
 
 
-def _norm_of(file: Any, change: Change) -> float:
+def _norm_of(file: _File, change: Change) -> float:
     if isinstance(change, Difference):
         return float(_read(file, change.key).norm())
     down, up = _factors(file, change)
@@ -147,7 +149,14 @@ def _norm_of(file: Any, change: Change) -> float:
     return abs(change.scale) * math.sqrt(max(square, 0.0))
 
 
-_Files = Mapping[Path, Any]
+class _File(NamedTuple):
+    """A file that is open, and what it is called."""
+
+    path: Path
+    tensors: Any
+
+
+_Files = Mapping[Path, _File]
 
 
 @contextmanager
@@ -155,8 +164,8 @@ def _opened(loras: Iterable[Strong]) -> Iterator[_Files]:
     """The files of all LoRAs, by their path."""
     with ExitStack() as stack:
         yield {
-            strong.lora.path: stack.enter_context(safe_open(strong.lora.path, framework="pt"))
-            for strong in loras
+            path: _File(path, stack.enter_context(safe_open(path, framework="pt")))
+            for path in (strong.lora.path for strong in loras)
         }
 
 
@@ -169,18 +178,18 @@ def _by_target(loras: Iterable[Strong]) -> dict[str, list[tuple[Change, Strong]]
     return found
 
 
-def _factors(file: Any, change: LowRank) -> tuple[Tensor, Tensor]:
+def _factors(file: _File, change: LowRank) -> tuple[Tensor, Tensor]:
     """`down` and `up` in single precision, shaped as peft wants them: as the layer's weight is."""
     down, up = _read(file, change.down), _read(file, change.up)
     ones = (1,) * (down.ndim - 2)
     return down, up.reshape(*up.shape[:2], *ones)
 
 
-def _read(file: Any, key: str) -> Tensor:
-    tensor: Tensor = file.get_tensor(key).float()
+def _read(file: _File, key: str) -> Tensor:
+    tensor: Tensor = file.tensors.get_tensor(key).float()
     # One of them is enough to blacken a whole video.
     if not tensor.isfinite().all():
-        raise CheckpointError(f"{key} holds numbers that are not finite, the LoRA is damaged")
+        raise CheckpointError(not_finite(file.path, key), hint=DAMAGED_HINT)
     return tensor
 
 

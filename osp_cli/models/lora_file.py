@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,8 @@ from osp_cli.models.lora_names import module_name
 from osp_cli.models.safetensors_header import Header, read_header
 
 Shape = tuple[int, ...]
+
+DAMAGED_HINT = "fetch or train the LoRA again, or leave it out"
 
 _KEY = re.compile(
     r"(?P<module>.+?)"
@@ -162,6 +164,13 @@ class LoraFile:
         """Of the transformer that it was made for; `layers` is the least that it must have."""
         return size_of({change.target: change.shape for change in self.changes})
 
+    @property
+    def misfits(self) -> tuple[Change, ...]:
+        """Changes of a transformer of another width than most of them are made for."""
+        width = self.size.width
+        told = ((change, _told(change.target, change.shape)) for change in self.changes)
+        return tuple(change for change, size in told if size and size.width != width)
+
 
 def read_lora(path: Path) -> LoraFile:
     """Read the header of a LoRA file and tell what is in it.
@@ -236,21 +245,45 @@ def lora_of(header: Header) -> LoraFile:
 
 
 def size_of(shapes: Mapping[str, Shape]) -> Size:
-    """What the shapes of weights, by their names in our transformer, say of its size."""
-    width = ffn = None
-    layers = 0
-    for name, shape in shapes.items():
-        block = re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name)
-        if block is None:
-            continue
-        layers = max(layers, int(block[1]) + 1)
-        if block[2] == "ffn.net.0.proj":
-            ffn, width = shape[0], shape[1]
-        elif block[2] == "ffn.net.2":
-            width, ffn = shape[0], shape[1]
-        elif re.fullmatch(r"attn[12]\.to_(q|k|v|out\.0)", block[2]):
-            width = shape[0]
+    """What the shapes of weights, by their names in our transformer, say of its size.
+
+    Where they contradict each other, the width of most layers counts, and only blocks of it do.
+    """
+    told = {name: found for name, shape in shapes.items() if (found := _told(name, shape))}
+    width = _most(found.width for found in told.values())
+    ffn = _most(found.ffn for found in told.values() if found.width == width)
+    others = {name.split(".")[1] for name, found in told.items() if found.width != width}
+    others -= {name.split(".")[1] for name, found in told.items() if found.width == width}
+    matches = (re.fullmatch(r"blocks\.(\d+)\..+\.weight", name) for name in shapes)
+    blocks = [match[1] for match in matches if match]
+    layers = max((int(block) + 1 for block in blocks if block not in others), default=0)
     return Size(width, ffn, layers)
+
+
+class _Told(NamedTuple):
+    """What one weight says of the transformer."""
+
+    width: int
+    ffn: int | None = None
+
+
+def _told(name: str, shape: Shape) -> _Told | None:
+    block = re.fullmatch(r"blocks\.\d+\.(.+)\.weight", name)
+    if block is None or len(shape) < 2:
+        return None
+    if block[1] == "ffn.net.0.proj":
+        return _Told(shape[1], shape[0])
+    if block[1] == "ffn.net.2":
+        return _Told(shape[0], shape[1])
+    if re.fullmatch(r"attn[12]\.to_(q|k|v|out\.0)", block[1]):
+        return _Told(shape[0])
+    return None
+
+
+def _most(numbers: Iterable[int | None]) -> int | None:
+    """The most frequent of those that are numbers."""
+    counts = Counter(number for number in numbers if number is not None)
+    return counts.most_common(1)[0][0] if counts else None
 
 
 def _layout(layouts: list[str], parts: Mapping[str, Mapping[str, str]]) -> str:

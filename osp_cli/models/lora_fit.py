@@ -25,6 +25,7 @@ _MOST_NAMED = 3
 
 OF_IMAGE = "for the picture's features of inpainting models"
 NO_LAYER = "the model has no such layer"
+OTHER_WIDTH = "of another width than the other layers"
 NO_TRANSFORMER = "no layer of a Wan-style transformer"
 
 
@@ -139,10 +140,12 @@ def _text(shape: Shape) -> str:
 
 
 def _wrong_size(lora: LoraFile, here: Size, model: str) -> InvalidRequestError:
-    fitting = [spec.name for spec in cards_of_size(lora.size)]
-    size = Size(lora.size.width, lora.size.ffn, lora.size.layers)
-    made_for = f" as {fitting[0]} has" if fitting else ""
+    fitting = cards_of_size(lora.size)
+    # A hint is something that can be done, at once if possible.
+    usable = [spec for spec in fitting if spec.run_problem() is None]
+    usable.sort(key=lambda spec: spec.find_weights() is None)
+    made_for = f" as {(usable or fitting)[0].name} has" if fitting else ""
     return InvalidRequestError(
-        f"{lora.path} is for a transformer of {size}{made_for}, {model} has {here}",
-        hint=f"--model {fitting[0]}" if fitting else f"use a LoRA that was trained on {model}",
+        f"{lora.path} is for a transformer of {lora.size}{made_for}, {model} has {here}",
+        hint=f"--model {usable[0].name}" if usable else f"use a LoRA that was trained on {model}",
     )

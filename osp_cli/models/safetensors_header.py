@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,16 @@ _BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
 }
+# The bits that are all ones in what is no finite number, by the bytes of one number.
+_NOT_FINITE = {
+    "F64": (8, 0x7FF0_0000_0000_0000),
+    "F32": (4, 0x7F80_0000),
+    "F16": (2, 0x7C00),
+    "BF16": (2, 0x7F80),
+    "F8_E5M2": (1, 0x7C),
+    "F8_E4M3": (1, 0x7F),
+}
+_CHUNK_NUMBERS = 2**22
 _UNPACKED = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
 
 
@@ -77,6 +87,29 @@ class Header:
             if kind := _UNPACKED.get(entry.dtype):
                 return float(struct.unpack(kind, data)[0])
         raise InvalidRequestError(f"{self.path} is damaged: {name} is not one number")
+
+    def first_not_finite(self, names: Iterable[str]) -> str | None:
+        """The first of these tensors that holds a NaN or an infinity; it reads them, by pieces."""
+        import numpy as np  # the headers themselves need nothing
+
+        with self.path.open("rb") as file:
+            for name in names:
+                entry = self.entries[name]
+                if entry.dtype not in _NOT_FINITE:
+                    continue
+                width, mask = _NOT_FINITE[entry.dtype]
+                file.seek(entry.begin)
+                for start in range(0, entry.count, _CHUNK_NUMBERS):
+                    count = min(_CHUNK_NUMBERS, entry.count - start)
+                    bits = np.frombuffer(file.read(count * width), f"<u{width}")
+                    if ((bits & mask) == mask).any():
+                        return name
+        return None
+
+
+def not_finite(path: Path, name: str) -> str:
+    """The sentence about a tensor that holds a NaN or an infinity."""
+    return f"{path} is damaged: {name} holds numbers that are not finite (NaN or infinity)"
 
 
 def read_header(path: Path) -> Header:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,16 @@ from osp_cli.dials import LoraChoice
 from osp_cli.errors import CheckpointError, InvalidRequestError
 from osp_cli.hub.hashes import file_hash
 from osp_cli.loras import find_lora
-from osp_cli.models.lora_file import LoraFile, read_lora
+from osp_cli.models.lora_file import DAMAGED_HINT, Change, LoraFile, read_lora
 from osp_cli.models.lora_fit import fit_lora, installed_shapes
+from osp_cli.models.safetensors_header import not_finite, read_header
 
 if TYPE_CHECKING:
     from osp_cli.requests import GenerateRequest
 
 
 def check_loras(request: GenerateRequest) -> list[str]:
-    """Refuse LoRAs that cannot be applied to the request's model, by headers alone.
+    """Refuse LoRAs that cannot be applied to the request's model, by headers and bits alone.
 
     Returns:
         A sentence about each LoRA of which something is left out.
@@ -33,10 +34,29 @@ def check_loras(request: GenerateRequest) -> list[str]:
     shapes = installed_shapes(request.spec.weights_dir())
     if not shapes:
         # Weights in another format are judged when they are loaded.
+        for lora in loras:
+            _check_numbers(lora, lora.changes)
         return []
     fits = [(lora, fit_lora(lora, shapes, request.model)) for lora in loras]
+    for lora, fit in fits:
+        _check_numbers(lora, fit.changes)
     notices = [fit.notice(lora.path, request.model) for lora, fit in fits]
     return [notice for notice in notices if notice]
+
+
+def _check_numbers(lora: LoraFile, changes: Iterable[Change]) -> None:
+    """Refuse numbers that would blacken the whole video, before anything is loaded.
+
+    Raises:
+        InvalidRequestError: one is not finite.
+    """
+    try:
+        header = read_header(lora.path)
+        found = header.first_not_finite(key for change in changes for key in change.keys)
+    except OSError as error:
+        raise InvalidRequestError(f"{lora.path} cannot be read: {error.strerror}") from error
+    if found is not None:
+        raise InvalidRequestError(not_finite(lora.path, found), hint=DAMAGED_HINT)
 
 
 def lora_hashes(loras: Sequence[LoraChoice]) -> list[str]:

@@ -17,6 +17,7 @@ from osp_cli.loras import find_lora
 from osp_cli.models.lora_file import Change, LoraFile, Size, is_lora, lora_of, size_of
 from osp_cli.models.lora_fit import (
     NO_TRANSFORMER,
+    OTHER_WIDTH,
     cards_of_size,
     fit_lora,
     installed_shapes,
@@ -170,13 +171,15 @@ def inspect_file(name: str, spec: ModelSpec | None = None) -> Inspected:
 
 
 def _lora(lora: LoraFile, spec: ModelSpec | None) -> dict[str, Any]:
-    changes: tuple[Change, ...] = lora.changes
+    misfits = lora.misfits
+    changes = tuple(change for change in lora.changes if change not in misfits)
     left_out = dict.fromkeys(lora.strangers, NO_TRANSFORMER)
+    left_out |= {key: OTHER_WIDTH for change in misfits for key in change.keys}
     problem, strength = None, None
     folder = None if spec is None else spec.find_weights()
     try:
         if spec is not None:
-            changes, left_out = _held_against(lora, spec, folder, left_out)
+            changes, left_out = _held_against(lora, spec, folder, changes, left_out)
         strength = _strength(lora, changes, spec, folder)
     except OspError as error:
         problem = error.message
@@ -199,7 +202,11 @@ def _lora(lora: LoraFile, spec: ModelSpec | None) -> dict[str, Any]:
 
 
 def _held_against(
-    lora: LoraFile, spec: ModelSpec, folder: Path | None, left_out: dict[str, str]
+    lora: LoraFile,
+    spec: ModelSpec,
+    folder: Path | None,
+    changes: tuple[Change, ...],
+    left_out: dict[str, str],
 ) -> tuple[tuple[Change, ...], dict[str, str]]:
     """What fits a model: by its weights, or by its card's word where they are not installed.
 
@@ -213,7 +220,7 @@ def _held_against(
     size = size_of_card(spec)
     if size is not None and not same_size(lora.size, size):
         raise InvalidRequestError(f"it is for a transformer of {lora.size}, {spec.name} has {size}")
-    return lora.changes, left_out
+    return changes, left_out
 
 
 def _strength(
@@ -273,6 +280,8 @@ def _tags(text: str) -> list[str]:
 
 def _checkpoint(header: Header) -> dict[str, Any]:
     """A checkpoint that is no LoRA, by what its keys look like."""
+    if not header.entries:
+        return {"kind": "unknown", "problem": "it holds no tensors"}
     names = [re.sub(r"^(module\.|model\.diffusion_model\.|diffusion_model\.)", "", key)
              for key in header.entries]  # fmt: skip
     shapes = {
@@ -291,7 +300,10 @@ def _checkpoint(header: Header) -> dict[str, Any]:
     for kind, pattern in _CHECKPOINTS.items():
         if any(re.fullmatch(pattern, name) for name in names):
             return {"kind": kind}
-    return {"kind": "unknown", "notes": (f"its keys are {', '.join(names[:3])}, ...",)}
+    return {
+        "kind": "unknown",
+        "notes": (f"its keys are {', '.join(names[:3])}{', ...' * (len(names) > 3)}",),
+    }
 
 
 def _is_whole(size: Size, card: ModelSpec) -> bool:

@@ -12,7 +12,7 @@ from osp_cli.registry import ModelSpec
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.activations import activations
 from osp_cli.runtime.sizes import PartSize, TransformerShape, part_sizes, transformer_shape
-from osp_cli.runtime.strategy import Machine, Strategy, Work, choose
+from osp_cli.runtime.strategy import Machine, Strategy, Work, choose, limited
 
 # What a file takes at most per pixel of all frames; an mp4 of noise at this quality takes 0.6.
 _FILE_BYTES_PER_PIXEL = {".mp4": 0.75, ".gif": 1.2, ".webp": 1.2, ".png": 3.1}
@@ -91,7 +91,7 @@ def make_plan(
         compile=request.compile,
         loras=request.loras,
         gpus=gpus,
-        device_bytes=machine.device_bytes,
+        device_bytes=limited(machine, request).device_bytes,
         expected_peak_bytes=0,
         disk_bytes=_disk_bytes(request, spec, size, latent_frames),
         operations=None if one_pass is None else passes * one_pass,

@@ -173,6 +173,8 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
         check_free_space(request.output.parent, plan.disk_bytes, what="the video")
     notices = [] if loaded is None else [*loaded.notices, *_fit_notices(loaded, size)]
     notices += lora_notices
+    if request.max_vram is not None and device.type == "cpu":
+        notices.append("--max-vram has no effect on the CPU, --max-ram has")
     return _Prepared(plan=plan, loaded=loaded, frozen=frozen, weights=weights, notices=notices)
 
 

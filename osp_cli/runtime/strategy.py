@@ -122,7 +122,7 @@ def choose(
         WontFitError: none does; the message has the figures of the smallest, and the hint what
             would help.
     """
-    machine = _limited(machine, request)
+    machine = limited(machine, request)
     ways = list(_ways(work, machine, request))
     below = below or {}
     fitting = [way for way in ways if _fits(way, machine, below)]
@@ -137,7 +137,7 @@ def choose(
     return best
 
 
-def _limited(machine: Machine, request: GenerateRequest) -> Machine:
+def limited(machine: Machine, request: GenerateRequest) -> Machine:
     """The machine within the bounds that the user set."""
     ram = min(machine.ram_bytes, request.max_ram or machine.ram_bytes)
     device = machine.device_bytes

@@ -5,12 +5,35 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from osp_cli.cli import console, display
-from osp_cli.events import Done, Event, Loaded, Saved, StageStarted, StepDone
+from osp_cli.events import Done, Event, Loaded, Planned, Saved, StageStarted, StepDone
+from osp_cli.plan import Plan
+
+PLAN = Plan(
+    model="osp-mini",
+    device="cpu",
+    dtype="bfloat16",
+    width=448,
+    height=256,
+    num_frames=49,
+    num_latent_frames=13,
+    num_tokens=1456,
+    seed=7,
+    steps=8,
+    sampler="unipc",
+    cache="none",
+    guidance=1.0,
+    weights_bytes=20_000_000,
+    expected_peak_bytes=3_000_000_000,
+    disk_bytes=400_000,
+    operations=None,
+    expected_seconds=None,
+)
 
 
 class Terminal(io.StringIO):
@@ -73,6 +96,25 @@ def test_steps_are_told_every_ten_seconds_at_most(capsys):
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"quant": "fp8"}, "weights all in place, stored as fp8; about 3.0 GB"),
+        ({"compile": True}, "weights all in place, blocks compiled; about 3.0 GB"),
+        ({"vae_tiling": True}, "weights all in place, decoded in tiles; about 3.0 GB"),
+        ({"offload": "model"}, "weights one part at a time; about 3.0 GB"),
+        ({"weights_bytes": 10**10}, "weights all in place; about 3.0 GB"),
+    ],
+)
+def test_what_is_unusual_about_the_weights_is_told(capsys, changes, told):
+    plan = replace(PLAN, **changes)
+    display.Display().show(Planned(plan))
+    first, *more = capsys.readouterr().err.splitlines()
+    assert first.startswith("osp-mini: 448x256, ")
+    assert more == ([told] if told else [])
+
+
 def test_time_left_is_told_in_minutes(capsys):
     display.Display(now=iter([0.0, 99.0, 99.0]).__next__).show(StepDone(1, 50, 80.0))
     assert capsys.readouterr().err == "step 1/50, 80.00 s/it, 65:20 left\n"
@@ -133,6 +175,33 @@ def test_errors_are_colored_on_a_terminal_only(screen, monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     console.say_error("no")
     assert terminal.getvalue().endswith("\nerror: no\n")
+
+
+SENTENCES = (
+    "the file /a/folder/with-a-long-name/and-another-one/that-is-longer-than-a-line.safetensors "
+    "cannot be read, and the same command with --overwrite would only say so again"
+)
+
+
+@pytest.mark.parametrize("say", [console.say, console.say_hint, console.say_error])
+@pytest.mark.parametrize("width", [30, 60])
+def test_sentences_break_between_words_on_a_terminal_only(screen, capsys, monkeypatch, say, width):
+    say(SENTENCES)
+    assert capsys.readouterr().err.count("\n") == 1
+    terminal = screen(width)
+    monkeypatch.setenv("NO_COLOR", "1")
+    say(SENTENCES)
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) > 3
+    assert all(len(line) <= width or " " not in line for line in lines)
+    assert " ".join(lines).endswith(SENTENCES)
+    assert " ".join(lines).removesuffix(SENTENCES) in ("", "hint: ", "error: ")
+
+
+def test_a_folded_error_is_coloured_once_and_keeps_its_own_lines(screen):
+    terminal = screen(12)
+    console.say_error("one two three\nfour")
+    assert terminal.getvalue() == "\x1b[1;31merror:\x1b[0m one\ntwo three\nfour\n"
 
 
 def test_listening_closes_the_run_when_stdout_is_gone(monkeypatch):

@@ -127,7 +127,8 @@ def test_an_installed_lora_goes_by_its_name(osp, mini_lora):
 
 def test_a_model_of_another_size_is_a_problem(osp, mini_lora):
     outcome = osp("models", "inspect", "style.safetensors", "--model", "uniworld-osp2-14b")
-    assert outcome.code == 0
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: style.safetensors: it is for a ")
     [told] = rows(outcome.out).values()
     assert told["problem"].startswith("it is for a transformer of width 544")
     assert "uniworld-osp2-14b has width 5120" in told["problem"]
@@ -144,7 +145,7 @@ def test_a_model_of_another_size_is_a_problem(osp, mini_lora):
 def test_what_is_no_lora_of_ours_says_so(osp, away, key, problem):
     save_file({key: torch.ones(2, 2)}, away / "other.safetensors")
     outcome = osp("models", "inspect", "other.safetensors")
-    assert outcome.code == 0
+    assert outcome.code == 1
     [told] = rows(outcome.out).values()
     assert problem in told["problem"]
 
@@ -154,8 +155,44 @@ def test_numbers_that_are_not_finite_are_a_problem(osp, mini_lora):
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     state["lora_unet_blocks_0_self_attn_q.lora_up.weight"][0, 0] = torch.nan
     save_file(state, mini_lora)
-    [told] = rows(osp("models", "inspect", "style.safetensors").out).values()
+    outcome = osp("models", "inspect", "style.safetensors")
+    assert outcome.code == 1
+    [told] = rows(outcome.out).values()
     assert "not finite" in told["problem"]
+    assert outcome.err == f"error: {told['problem']}\n"
+
+
+def test_a_file_without_tensors_says_so(osp, mini_lora, away):
+    save_file({}, away / "empty.safetensors")
+    outcome = osp("models", "inspect", "empty.safetensors")
+    assert (outcome.code, outcome.err) == (
+        1,
+        "error: empty.safetensors: it holds no tensors\n",
+    )
+    [told] = rows(outcome.out).values()
+    assert told["problem"] == "it holds no tensors"
+    assert "note" not in told
+    # All are shown; how many are of no use is said at the end.
+    outcome = osp("models", "inspect", "empty.safetensors", str(mini_lora), "empty.safetensors")
+    assert (outcome.code, outcome.err) == (1, "error: 2 files have a problem\n")
+    assert str(mini_lora) in rows(outcome.out)
+    assert osp("models", "inspect", "empty.safetensors", "gone").code == 2
+
+
+@pytest.mark.parametrize("model", [(), ("-m", "osp-mini")])
+def test_a_stray_layer_is_left_out_and_the_rest_is_known(osp, mini_lora, model):
+    state = dict(load_file(mini_lora))
+    stray = "lora_unet_blocks_99_self_attn_q"
+    state |= {f"{stray}.lora_down.weight": torch.ones(2, 8)}
+    state |= {f"{stray}.lora_up.weight": torch.ones(8, 2)}
+    save_file(state, mini_lora)
+    outcome = osp("models", "inspect", "style.safetensors", *model)
+    assert (outcome.code, outcome.err) == (0, "")
+    [told] = rows(outcome.out).values()
+    assert told["made for"].startswith("a transformer of width 544, feed-forward 960, 3 blocks, as")
+    assert "problem" not in told
+    assert f"{stray}.lora_down.weight" in told["left out"]
+    assert "blocks.99" not in told["strength"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from osp_cli.cli import console
 from osp_cli.cli.showing import dial_text, show_plan, show_settings
 from osp_cli.config import Layer, read_config
 from osp_cli.dials import RANDOM_SEED, Ramp, Seeds, Size, StepCacheChoice
@@ -178,6 +179,19 @@ def test_a_plan_in_lines(capsys):
         "disk": "at most 0.4 MB",
         "time": "about 90 s of sampling",
     }
+
+
+def test_a_plan_on_a_narrow_terminal_breaks_between_words(capsys, monkeypatch):
+    monkeypatch.setattr(console, "is_terminal", lambda stream: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    output = Path("a-folder-of-mine/that-has-a-name/of-many-letters/cat-7.mp4")
+    plan = replace(PLAN, quant="fp8", compile=True)
+    show_plan(plan, GenerateRequest(image=Path("cat.png"), seed=7, output=output))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"output    {output}" in lines
+    assert all(len(line) <= 40 for line in lines if str(output) not in line)
+    start = lines.index("weights   15.3 MB, all in place, stored")
+    assert lines[start + 1 : start + 2] == ["          as fp8, blocks compiled"]
 
 
 @pytest.mark.parametrize(

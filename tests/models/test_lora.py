@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
+import math
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +14,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from osp_cli.errors import CheckpointError
+from osp_cli.models import safetensors_header
 from osp_cli.models.lora import (
     Strong,
     attach_loras,
@@ -351,8 +354,38 @@ def test_numbers_that_are_not_finite_are_refused(base, tmp_path):
     pairs = factors(base, r"blocks\.0\.attn1\.to_q")
     pairs["blocks.0.attn1.to_q"][0][0, 0] = torch.inf
     path = write(tmp_path / "a.safetensors", "peft", pairs)
-    with pytest.raises(CheckpointError, match=r"self_attn\.q\.lora_A\.weight holds numbers"):
+    with pytest.raises(CheckpointError) as caught:
         applied(base, path)
+    assert caught.value.message == (
+        f"{path} is damaged: blocks.0.self_attn.q.lora_A.weight holds numbers that are not finite "
+        "(NaN or infinity)"
+    )
+    assert "leave it out" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        *itertools.product(
+            (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2),
+            (math.nan, math.inf, -math.inf),
+        ),
+        # It knows no infinity.
+        (torch.float8_e4m3fn, math.nan),
+    ],
+)
+def test_such_numbers_are_found_without_torch(tmp_path, dtype, value, monkeypatch):
+    # The last piece is shorter than the others, and ends with the culprit.
+    monkeypatch.setattr(safetensors_header, "_CHUNK_NUMBERS", 4)
+    limits = torch.finfo(dtype)
+    numbers = [0.0, -1.0, 3.0, limits.max, limits.min, limits.tiny] * 3
+    good = torch.tensor(numbers, dtype=torch.float64).to(dtype)
+    state = {"good": good, "bad": torch.cat([good, torch.tensor([value]).to(dtype)])}
+    state["count"] = torch.full((3,), -1)
+    save_file(state, tmp_path / "a.safetensors")
+    header = safetensors_header.read_header(tmp_path / "a.safetensors")
+    assert header.first_not_finite(["good", "count"]) is None
+    assert header.first_not_finite(header.entries) == "bad"
 
 
 # --- Strength ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 
 import pytest
@@ -106,6 +107,30 @@ def test_sizes_are_told_by_shapes_alone():
     assert size_of(wan(3, 8, 12)) == Size(8, 12, 3)
     assert size_of({"blocks.4.ffn.net.2.weight": (8, 12)}) == Size(8, 12, 5)
     assert size_of({"blocks.0.attn1.to_q.bias": (8,)}) == Size(None, None, 0)
+
+
+STRAY = "diffusion_model.blocks.99.self_attn.q"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_stray_layer_does_not_decide_on_the_size(file, first):
+    stray = pair(STRAY, 4, 4)
+    rest = {**pair(Q, 8, 8), **pair("diffusion_model.blocks.1.ffn.0", 12, 8)}
+    write(file, {**stray, **rest} if first else {**rest, **stray})
+    lora = read_lora(file)
+    assert lora.size == Size(8, 12, 2)
+    assert [change.name for change in lora.misfits] == ["blocks.99.attn1.to_q"]
+    fit = fit_lora(lora, wan(), "mini")
+    assert fit.left_out == dict.fromkeys(pair(STRAY, 4, 4), NO_LAYER)
+    assert len(fit.changes) == 2
+
+
+def test_a_block_counts_by_its_own_width_or_where_nothing_tells_it():
+    shapes = {**wan(2, 8, 12), "blocks.0.attn1.to_k.weight": (4, 4)}
+    # The first block has layers of both widths, the last one layers that tell none.
+    shapes |= {"blocks.3.norm2.weight": (8,), "blocks.7.attn2.to_v.weight": (4, 4)}
+    assert size_of(shapes) == Size(8, 12, 4)
+    assert size_of({"blocks.0.ffn.net.0.proj.weight": (8,)}) == Size(None, None, 1)
 
 
 def test_both_alphas_of_one_number_are_read(file):
@@ -323,6 +348,24 @@ def test_a_lora_of_the_large_model_names_both(file):
     for word in ("5120", "40 blocks", "uniworld-osp2-14b", "flashi2v-1.3b", "1536", "30 blocks"):
         assert word in caught.value.message
     assert "--model uniworld-osp2-14b" in caught.value.hint
+
+
+def test_the_hint_names_a_model_that_can_be_run_and_is_there(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("OSP_HOME", str(tmp_path / "home"))
+    write(file, {**pair(Q, 5120, 5120), **pair("diffusion_model.blocks.39.ffn.0", 13824, 5120)})
+    lora = read_lora(file)
+    cards = cards_of_size(lora.size)
+    usable = [spec for spec in cards if spec.run_problem() is None]
+    # Otherwise there would be nothing to choose from.
+    assert len(usable) > 1
+    assert len(cards) > len(usable)
+    for last in (usable[0], usable[-1]):
+        for part in last.parts:
+            (last.weights_places()[-1] / part).mkdir(parents=True)
+        with pytest.raises(InvalidRequestError) as caught:
+            fit_lora(lora, wan(), "mini")
+        assert caught.value.hint == f"--model {last.name}"
+        shutil.rmtree(tmp_path / "home")
 
 
 def test_a_lora_without_any_layer_that_fits_is_refused(file):

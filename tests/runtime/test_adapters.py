@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from osp_cli.cli.app import main
 from osp_cli.dials import LoraChoice
@@ -164,6 +165,27 @@ def test_weights_without_headers_are_judged_when_they_are_loaded(
         file.rename(file.with_suffix(".gguf"))
     request = request_for(loras=choices("style.safetensors:1"))
     assert check_loras(request) == []
+
+
+@pytest.mark.parametrize("gguf", [False, True])
+def test_numbers_that_are_not_finite_are_refused_before_the_run(
+    request_for, lora, own_weights, gguf
+):
+    path = lora()
+    state = load_file(path)
+    key = next(name for name in state if name.endswith("lora_up.weight"))
+    state[key][0, 0] = torch.nan
+    save_file(state, path)
+    if gguf:
+        for file in (own_weights / "transformer").glob("*.safetensors"):
+            file.rename(file.with_suffix(".gguf"))
+    request = request_for(loras=choices("style.safetensors:1"))
+    told = rf"style\.safetensors is damaged: {key} holds numbers that are not finite"
+    for refuse in (check_loras, *([] if gguf else [preview_plan])):
+        with pytest.raises(InvalidRequestError, match=told) as caught:
+            refuse(request)
+        assert caught.value.exit_code == 2
+        assert "leave it out" in caught.value.hint
 
 
 # --- Applied ----------------------------------------------------------------------------------

@@ -184,3 +184,14 @@ def test_room_is_asked_for_by_the_kind_of_file(weights):
     frames, latents = 3 * 49 * 448 * 256, 4 * 48 * 13 * 28 * 16
     assert disk("x/%04d.png") > frames + latents
     assert latents < disk("x.mp4") < disk("x.gif") < disk("x/%04d.png") < 2 * frames
+
+
+def test_what_the_user_allows_is_what_there_is(weights):
+    assert plan_for(weights).device_bytes == LARGE
+    assert plan_for(weights, max_ram=10**11).device_bytes == 10**11
+    assert plan_for(weights, max_ram=2 * LARGE).device_bytes == LARGE
+    # Each of two processes has a half of the host, and may not have more than is allowed.
+    assert plan_for(weights, gpus=2, max_ram=2 * LARGE).device_bytes == LARGE // 2
+    card = plan_for(weights, device="cuda", max_vram=10**11, max_ram=10**12)
+    assert card.device_bytes == 10**11
+    assert plan_for(weights, max_vram=10**11).device_bytes == LARGE

@@ -506,6 +506,12 @@ def test_weights_that_changed_since_the_latents_were_saved_are_named(
         list(run(request_for()))
 
 
+def test_a_limit_without_effect_is_told(request_for):
+    told = "--max-vram has no effect on the CPU, --max-ram has"
+    assert told in preview_plan(request_for(device="cpu", max_vram=10**10))[1]
+    assert told not in preview_plan(request_for(device="cpu", max_ram=10**10))[1]
+
+
 def test_a_dry_run_reads_no_weights(request_for, monkeypatch, loading_is_a_mistake):
     def read(*_):
         raise AssertionError("weights are read")
