@@ -15,6 +15,8 @@ from osp_cli.runtime.planner import make_plan
 from osp_cli.runtime.strategy import Machine
 
 LARGE = 1 << 40
+# Unlike the small one it bears any precision.
+LARGER = "flashi2v-1.3b"
 
 
 def write(path, tensors):
@@ -105,18 +107,18 @@ def test_each_look_of_a_mixture_is_a_pass_more(style, guidance, passes):
 
 
 def test_more_of_anything_needs_more_memory(weights):
-    base = plan_for(weights, num_frames=25, dtype="bfloat16").expected_peak_bytes
+    base = plan_for(weights, LARGER, num_frames=25, dtype="bfloat16").expected_peak_bytes
     more = [
-        plan_for(weights, num_frames=29, dtype="bfloat16"),
-        plan_for(weights, num_frames=25, dtype="float32"),
-        plan_for(weights, size=(416, 288), num_frames=25, dtype="bfloat16"),
+        plan_for(weights, LARGER, num_frames=29, dtype="bfloat16"),
+        plan_for(weights, LARGER, num_frames=25, dtype="float32"),
+        plan_for(weights, LARGER, size=(864, 512), num_frames=25, dtype="bfloat16"),
     ]
     assert all(plan.expected_peak_bytes > base for plan in more)
 
 
 def test_weights_count_in_the_precision_of_the_plan(weights):
     write(weights / "transformer" / "a.safetensors", {"x": ("BF16", [10_000, 1000])})
-    half, full = (plan_for(weights, dtype=name) for name in ("bfloat16", "float32"))
+    half, full = (plan_for(weights, LARGER, dtype=name) for name in ("bfloat16", "float32"))
     assert half.weights_bytes == full.weights_bytes
     more = full.expected_peak_bytes - half.expected_peak_bytes
     assert more == pytest.approx(1.05 * 20_000_000, rel=0.01)
