@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import hypothesis
 import pytest
 
 from osp_cli import registry
+
+# How long an example takes says how busy the machine is, not whether the property holds.
+hypothesis.settings.register_profile(
+    "osp", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("osp")
 
 TINY_GEOMETRY = {
     "num_attention_heads": 2,

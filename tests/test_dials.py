@@ -64,6 +64,8 @@ VALUES = {
         st.builds(LoraChoice, st.from_regex(r"[\w.:/\\ -]*\w", fullmatch=True), finite), max_size=3
     )
     .filter(lambda choices: not any(choice.name == "none" for choice in choices))
+    # What stands around a name is no part of it.
+    .filter(lambda choices: all(choice.name == choice.name.strip() for choice in choices))
     .map(Loras),
     "preview": line,
     "metadata": st.booleans(),

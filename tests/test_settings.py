@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from osp_cli.config import Layer
@@ -475,7 +475,7 @@ anything = st.recursive(
 )
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(list(RECIPE)), anything, max_size=3))
 def test_any_recipe_is_made_again_or_refused(changes):
     # As it would come out of a file.

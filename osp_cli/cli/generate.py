@@ -265,7 +265,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
             load_image(request.image)
         whole_weights_dir(request.spec)
         if request.latents is None:
-            check_loras(request)
+            check_loras(request, numbers=False)
         check_share(request)
         folder = request.output.parent
         if request.makes_folder and not folder.exists():

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from osp_cli.requests import GenerateRequest
 
 
-def check_loras(request: GenerateRequest) -> list[str]:
-    """Refuse LoRAs that cannot be applied to the request's model, by headers and bits alone.
+def check_loras(request: GenerateRequest, *, numbers: bool = True) -> list[str]:
+    """Refuse LoRAs that cannot be applied to the request's model, before weights are read.
+
+    Args:
+        request: with its LoRAs.
+        numbers: look at their numbers too, for which numpy is imported; else at headers alone.
 
     Returns:
         A sentence about each LoRA of which something is left out.
@@ -34,11 +38,11 @@ def check_loras(request: GenerateRequest) -> list[str]:
     shapes = installed_shapes(request.spec.weights_dir())
     if not shapes:
         # Weights in another format are judged when they are loaded.
-        for lora in loras:
+        for lora in loras if numbers else ():
             _check_numbers(lora, lora.changes)
         return []
     fits = [(lora, fit_lora(lora, shapes, request.model)) for lora in loras]
-    for lora, fit in fits:
+    for lora, fit in fits if numbers else ():
         _check_numbers(lora, fit.changes)
     notices = [fit.notice(lora.path, request.model) for lora, fit in fits]
     return [notice for notice in notices if notice]

@@ -13,7 +13,7 @@ from osp_cli.runtime.packages import check_packages
 
 
 def request(**changes):
-    return GenerateRequest(image=Path("x.png"), seed=1, **changes)
+    return GenerateRequest(image=Path("x.png"), seed=1, model="flashi2v-1.3b", **changes)
 
 
 @pytest.mark.parametrize(

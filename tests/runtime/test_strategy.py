@@ -112,7 +112,8 @@ def test_more_memory_never_makes_worse(model, vram, more, ram, device):
         assert order.index(two.offload) <= order.index(one.offload)
 
 
-@given(st.sampled_from(MODELS), st.sampled_from(CARDS), st.sampled_from(("fp8", "int8", "nf4")))
+# The built-in model bears no smaller ones.
+@given(st.sampled_from(MODELS[1:]), st.sampled_from(CARDS), st.sampled_from(("fp8", "int8", "nf4")))
 def test_smaller_weights_need_less(model, vram, quant):
     there = machine(vram=vram)
     plain = plan_or_none(there, model, quant="none", offload="none", vae_tiling=True)
