@@ -100,9 +100,11 @@ def sample(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            attempt.sampling = None
-            models.drop()
-            yield from _step_down(attempt, error, lost=models.is_lost)
+            # Its frames hold on to the transformer, which must be gone when memory is looked at.
+            failure = error.with_traceback(None)
+        attempt.sampling = None
+        models.drop()
+        yield from _step_down(attempt, failure, lost=models.is_lost)
     sampling, kept = attempt.sampling, attempt.kept
     assert sampling is not None and kept is not None
     yield LatentsSaved(kept, sampling.step, sampling.num_steps)
@@ -267,7 +269,8 @@ def decode(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            failure = error
+            # Its frames hold on to what the decoder was computing with.
+            failure = error.with_traceback(None)
         clip = _less_to_decode(clip, failure)
         yield Notice(f"out of memory while decoding, going on with {way_text(clip)}")
         yield from models.load(clip.request.spec, clip.plan, clip.weights, DECODING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,30 @@ def test_what_was_kept_is_finished_by_the_same_command(request_for, away, tiny_c
     assert Path("clip.mp4").read_bytes() == Path("plain.mp4").read_bytes()
 
 
+def test_the_old_model_is_gone_when_the_next_plan_is_made(request_for, monkeypatch):
+    """On a graphics card what it holds would not be free, and every plan refused."""
+    models = []
+    genuine_forward = FlashI2VTransformer3DModel.forward
+
+    def forward(self, *args, **kwargs):
+        models.append(weakref.ref(self))
+        if len(models) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return genuine_forward(self, *args, **kwargs)
+
+    genuine_plan = stages.in_less_memory
+    there = []
+
+    def planned(*args):
+        there.append(models[0]() is not None)
+        return genuine_plan(*args)
+
+    monkeypatch.setattr(FlashI2VTransformer3DModel, "forward", forward)
+    monkeypatch.setattr(stages, "in_less_memory", planned)
+    list(run(request_for()))
+    assert there == [False]
+
+
 def test_a_way_that_the_user_chose_is_kept_to(request_for, monkeypatch):
     fail_at(monkeypatch, 1)
     with pytest.raises(WontFitError, match="ran out of memory") as raised:
@@ -140,6 +165,22 @@ def test_everything_else_leaves_before_the_decode_changes(request_for, monkeypat
     assert "while decoding, going on with --offload model" in of(events, Notice)[-1].message
     assert Path("clip.mp4").read_bytes() == Path("plain.mp4").read_bytes()
     assert [event.name for event in of(events, StageFinished)].count("decode") == 1
+
+
+def test_what_a_decode_was_computing_with_is_gone_before_the_next(request_for, monkeypatch):
+    genuine, held = stages.decode_frames, []
+
+    def failing(vae, latents):
+        if not held:
+            computed = torch.zeros(1000)
+            held.append(weakref.ref(computed))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert held[0]() is None
+        return genuine(vae, latents)
+
+    monkeypatch.setattr(stages, "decode_frames", failing)
+    list(run(request_for()))
+    assert held
 
 
 def test_then_it_is_done_in_tiles_and_the_recipe_says_so(request_for, monkeypatch):
