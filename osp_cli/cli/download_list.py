@@ -47,6 +47,8 @@ def fits(spec: ModelSpec, memory: Memory) -> str:
     """How a run with nothing else asked for would go here, in words: the planner's arithmetic."""
     if spec.pipeline == "none":
         return "a part that other models use"
+    if spec.run_problem() is not None:
+        return "not by this version yet"
     if memory.main is None:
         return "unknown: this system does not tell its memory"
     from osp_cli.config import Layer

@@ -344,6 +344,11 @@ def test_what_fits_is_told_by_the_planner(memory, sentence):
     assert fits(registry.find_model("flashi2v-1.3b"), memory).startswith(sentence)
 
 
+def test_a_model_that_cannot_be_run_is_no_riddle():
+    spec = registry.find_model("helios-14b-distilled")
+    assert fits(spec, Memory(80 * GB, 64 * GB)) == "not by this version yet"
+
+
 def test_a_model_of_text_alone_is_planned_without_a_picture():
     spec = registry.find_model("wan2.1-t2v-14b")
     assert fits(spec, Memory(200 * GB, 500 * GB)).startswith("whole on the graphics card (")
