@@ -22,7 +22,7 @@ from typing import Any
 from osp_cli.dials import DIALS, canonical_name, read_value
 from osp_cli.errors import InvalidRequestError
 
-COMMANDS = ("generate",)
+COMMANDS = ("generate", "stylize")
 LOCAL_CONFIG = Path("osp.toml")
 
 # Every dial's own, and those that are read elsewhere.

@@ -357,6 +357,7 @@ DIALS: Mapping[str, Dial] = {
         Dial("shift", "shift", number("--shift")),
         Dial("sampler", "sampler", _plain),
         Dial("cutoff", "cutoff", cutoff),
+        Dial("strength", "strength", number("--strength")),
         Dial("seed", "seed", seeds),
         Dial("count", "count", whole_number("--count"), short="c"),
         Dial("lora", "loras", loras, short="l"),

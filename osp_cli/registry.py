@@ -25,6 +25,7 @@ CONDITIONERS = ("umt5", "qwen2.5-vl", "qwen2.5-vl-released")
 PIPELINES = ("flash-i2v", "wan-t2v", "wan-i2v", "helios", "none")
 _FEWER_BITS = ("fp8", "int8", "nf4")
 STYLE_PROMPTS = ("short", "template")
+RESTYLES = ("renoise", "frames")
 STEP_CACHES = ("none", "teacache", "fbcache", "magcache")
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -133,6 +134,9 @@ class ModelSpec:
         no_teacache: why there can be none for this model, or empty.
         magcache: ratios of MagCache, or None likewise.
         whole_weights: why its weights cannot be stored in fewer bits, or empty.
+        restyle: how it makes one video of another: `renoise` samples the partly re-noised latents,
+            under the conditions of the first frame; `frames` is shown every latent frame as a
+            picture of its own.
     """
 
     name: str
@@ -166,6 +170,7 @@ class ModelSpec:
     no_teacache: str = ""
     magcache: CacheFigures | None = None
     whole_weights: str = ""
+    restyle: str = "renoise"
     pipeline: str = "flash-i2v"
     downloads: tuple[Download, ...] = ()
     architecture: Architecture | None = None
@@ -188,6 +193,13 @@ class ModelSpec:
         if self.pipeline == "helios":
             return f"{self.name} makes endless streams, which this version cannot run yet"
         return None
+
+    def restyle_problem(self) -> str | None:
+        """Why it cannot make one video of another, as a sentence; None where it can."""
+        if self.pipeline == "wan-i2v":
+            # Its first frame stays the photo that it was given, whatever the prompt says.
+            return f"{self.name} holds on to the first frame as it is, it cannot restyle a video"
+        return self.run_problem()
 
     def precision_problem(self, dtype: str, quant: str) -> str | None:
         """Why its weights cannot be stored so, as a sentence; None where they can."""
@@ -512,6 +524,7 @@ _SAMPLER_FIELDS: dict[str, type] = {
     "sampler": str,
     "cache": str,
     "cache_start": int,
+    "strength": float,
 }
 
 
@@ -619,6 +632,7 @@ def _model_spec(path: Path) -> ModelSpec:
         teacache=_cache_figures(card, "teacache", "coefficients"),
         no_teacache=card.text("no_teacache") if card.has("no_teacache") else "",
         whole_weights=card.text("whole_weights") if card.has("whole_weights") else "",
+        restyle=card.text("restyle", RESTYLES) if card.has("restyle") else "renoise",
         magcache=_magcache_figures(card),
         pipeline=pipeline,
         downloads=_downloads(card),

@@ -21,6 +21,7 @@ from osp_cli.outputs import OUTPUT_TEMPLATE, check_output_name, expand_output
 from osp_cli.registry import DTYPES, ModelSpec, find_model, model_specs
 from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_style
 
+COMMANDS = ("generate", "stylize")
 SAMPLERS = ("euler", "unipc")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("auto", "none", "model", "group", "sequential", "disk")
@@ -38,6 +39,7 @@ class GenerateRequest:
     """One video from one picture, or from a prompt alone.
 
     Attributes:
+        command: what was typed, `generate` or `stylize`; they differ in their defaults.
         image: the picture; None only with `text_only`, or with `latents`. `-` was read from stdin.
         image_data: the bytes of that picture, where it came from stdin.
         text_only: text to video, the gamma = 0 case of Eq. 15.
@@ -48,7 +50,8 @@ class GenerateRequest:
         output: the video's path, `FOLDER/%04d.png` for frames or `-` for stdout; by default a
             name made of picture, style and seed.
         model: name of a model card.
-        width, height: in pixels; both None for the card's bucket nearest to the picture.
+        width, height: in pixels; both None for the bucket nearest to the picture.
+        buckets: `(width, height)` to choose from then; empty for the card's.
         num_frames: `4k + 1`.
         fps: frames per second of the file.
         num_inference_steps: of the sampler.
@@ -88,7 +91,8 @@ class GenerateRequest:
         InvalidRequestError: a value is out of range; the message names it.
     """
 
-    image: Path | None
+    command: str = "generate"
+    image: Path | None = None
     image_data: bytes | None = field(default=None, repr=False)
     text_only: bool = False
     prompt: str = ""
@@ -98,6 +102,7 @@ class GenerateRequest:
     model: str = "osp-mini"
     width: int | None = None
     height: int | None = None
+    buckets: tuple[tuple[int, int], ...] = ()
     num_frames: int = 49
     fps: int = 16
     num_inference_steps: int = 50
@@ -144,6 +149,11 @@ class GenerateRequest:
         self._settle_output()
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """`(width, height)` to choose from where none is asked."""
+        return self.buckets or self.spec.sizes
+
+    @property
     def spec(self) -> ModelSpec:
         """The model card."""
         return find_model(self.model)
@@ -173,7 +183,7 @@ class GenerateRequest:
         """
         return {
             "version": __version__,
-            "command": "generate",
+            "command": self.command,
             "model": self.model,
             "image": None if self.image is None else _name_in_recipe(self.image),
             "prompt": self.prompt,
@@ -235,11 +245,16 @@ class GenerateRequest:
                 hint=f'osp generate photo.jpg "{self.prompt}", or a --model that can: '
                 + ", ".join(_names(lambda other: other.text_to_video)),
             )
+        self._check_words()
+
+    def _check_words(self) -> None:
         for flag, text in (("PROMPT", self.prompt), ("--negative-prompt", self.negative_prompt)):
             if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
                 raise InvalidRequestError(f"{flag} is not valid text: {text!r}")
 
     def _check_dials(self) -> None:
+        if self.command not in COMMANDS:
+            raise ValueError(f"no such command: {self.command!r}")
         _check_range("--steps", self.num_inference_steps, 1, 1000)
         check_fps(self.fps)
         _check_range("--cfg", self.guidance_scale, 0, 100)
@@ -377,6 +392,62 @@ class GenerateRequest:
             )
             object.__setattr__(self, "output", output)
         check_output_name(output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestyleRequest(GenerateRequest):
+    """One video from another: its latents are partly re-noised and sampled anew, in a style.
+
+    `num_frames` is the length of a window, which is what the model sees at once.
+
+    Attributes:
+        video: the source.
+        strength: how far it is re-noised: 0 leaves it as it is, 1 keeps nothing but what the model
+            is shown of it.
+        total_frames: of the result at most; None for the whole source.
+
+    Raises:
+        InvalidRequestError: a value is out of range; the message names it.
+    """
+
+    video: Path
+    strength: float = 0.6
+    total_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        # By name: a dataclass with slots is made anew, and `super()` means the one before.
+        GenerateRequest.__post_init__(self)
+        _check_range("--strength", self.strength, 0, 1)
+        if self.total_frames is not None:
+            _check_range("--frames", self.total_frames, 1, math.inf)
+
+    def recipe(self) -> dict[str, Any]:
+        """As of the parent, and what was restyled."""
+        return {
+            **GenerateRequest.recipe(self),
+            "video": _name_in_recipe(self.video),
+            "strength": self.strength,
+            "total_frames": self.total_frames,
+        }
+
+    def _check_input(self, spec: ModelSpec) -> None:
+        problem = spec.restyle_problem()
+        if problem is not None:
+            able = _names(lambda other: other.restyle_problem() is None)
+            raise InvalidRequestError(problem, hint=f"models that can: {', '.join(able)}")
+        self._check_words()
+
+    def _settle_output(self) -> None:
+        if self.output == Path(OUTPUT_TEMPLATE):
+            output = expand_output(
+                OUTPUT_TEMPLATE,
+                image=self.video,
+                prompt=self.prompt,
+                style=self.style,
+                seed=self.seed,
+            )
+            object.__setattr__(self, "output", output)
+        check_output_name(self.output)
 
 
 def _names(able: Callable[[ModelSpec], bool]) -> list[str]:

@@ -31,7 +31,13 @@ from osp_cli.errors import InvalidRequestError
 from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path, names_folder
 from osp_cli.registry import ModelSpec, find_model, model_specs
-from osp_cli.requests import GenerateRequest, check_fps, round_up_frames
+from osp_cli.requests import (
+    COMMANDS,
+    GenerateRequest,
+    RestyleRequest,
+    check_fps,
+    round_up_frames,
+)
 from osp_cli.style_mix import NO_STYLE, StyleMix, read_style
 
 DEFAULT_MODEL = "osp-mini"
@@ -47,6 +53,18 @@ PAPER_DEFAULTS: Mapping[str, int | float | str] = {
     "sampler": "euler",
     "cutoff": 0.1,
 }
+# Section 6.4 of the paper: Flow_UniPC with shift 3, TeaCache at 0.10 after 5 steps, 672x384. How
+# far a video is re-noised it does not say.
+STYLIZE_DEFAULTS: Mapping[str, int | float | str] = {
+    **PAPER_DEFAULTS,
+    "shift": 3.0,
+    "sampler": "unipc",
+    "cache": "teacache:0.1",
+    "cache_start": 5,
+}
+# The paper's size, and others of its area for pictures of other shapes.
+STYLIZE_SIZES = ((672, 384), (576, 448), (512, 512), (448, 576), (384, 672))
+_PAPER = {"generate": PAPER_DEFAULTS, "stylize": STYLIZE_DEFAULTS}
 PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "model": DEFAULT_MODEL,
     "style": None,
@@ -59,6 +77,7 @@ PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "loras": Loras(),
     "cache": NO_CACHE,
     "cache_start": 5,
+    "strength": 0.6,
     "preview": "none",
     "metadata": True,
     "device": "auto",
@@ -78,7 +97,7 @@ _COUNTED = object()
 # Seeds people can read aloud and type again.
 _RANDOM_SEEDS = 2**32
 # Fields of the request that no layer settles under that name.
-_NOT_OF_REQUEST = ("size", "seed", "count", "output")
+_NOT_OF_REQUEST = ("size", "seed", "count", "output", "strength")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +133,9 @@ class Source:
     """What a clip is made of besides its dials.
 
     Attributes:
+        command: whose defaults hold, and whose name the recipe tells.
         image: path of the picture, `-` for the one in `image_data`.
+        video: path of a video to restyle, in the place of a picture.
         image_data: bytes of a picture from stdin.
         text: prompt of a video without a picture.
         overwrite: existing outputs may be replaced.
@@ -124,7 +145,9 @@ class Source:
         place: of that line, for messages.
     """
 
+    command: str = "generate"
     image: Path | None = None
+    video: Path | None = None
     image_data: bytes | None = None
     text: str | None = None
     overwrite: bool = False
@@ -159,7 +182,11 @@ def settle_generate(
     _refuse_both("--text", source.text, "PROMPT", flags.get("prompt"))
     if source.text is not None:
         flags["prompt"] = source.text
-    settings, notices = settle_dials([Layer(origin, flags), *layers])
+    settings, notices = settle_dials(
+        [Layer(origin, flags), *layers], source.command, any_length=source.video is not None
+    )
+    if source.video is None:
+        _refuse_strength(settings, source, typed=origin)
     try:
         requests = _requests(source, settings)
     except InvalidRequestError as error:
@@ -167,16 +194,34 @@ def settle_generate(
     return Settled(requests, flag_names(settings), notices)
 
 
+def _refuse_strength(settings: dict[str, Setting], source: Source, *, typed: str) -> None:
+    """Leave out how far a video is re-noised where there is none.
+
+    Raises:
+        InvalidRequestError: it was typed.
+    """
+    if settings.pop("strength").origin in (typed, "flag"):
+        what = source.image or "this"
+        raise InvalidRequestError(
+            f"--strength says how far a video is re-noised, and {what} is none",
+            hint="--style ink:0.5 is half of a style",
+        )
+
+
 def flag_names(settings: Mapping[str, Setting]) -> dict[str, Setting]:
     """The same by the names of flags, in the order of `DIALS`."""
     return {name: settings[dial.field] for name, dial in DIALS.items() if dial.field in settings}
 
 
-def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str, ...]]:
+def settle_dials(
+    layers: Sequence[Layer], command: str = "generate", *, any_length: bool = False
+) -> tuple[dict[str, Setting], tuple[str, ...]]:
     """Every dial by field name, with the value of the strongest source.
 
     Args:
         layers: what was given, strongest first; style, card and defaults come below.
+        command: whose defaults are the paper's.
+        any_length: frames are counted as asked, not rounded up to what one clip can have.
 
     Returns:
         The settings, and sentences about values that had to be changed. A random seed has been
@@ -189,7 +234,7 @@ def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str
     named = _strongest(("model", "style"), [*above, Layer("default", PROGRAM_DEFAULTS)])
     spec = find_model(named["model"].value)
     mix = _read_style(named, typed=layers[0].origin if layers else "flag")
-    below = [Layer(f"card {spec.name}", spec.defaults), Layer("paper", PAPER_DEFAULTS)]
+    below = [Layer(f"card {spec.name}", spec.defaults), Layer("paper", _PAPER[command])]
     if mix is not None:
         style = mix.strongest
         below.insert(0, Layer(f"style {style.name}", style.settings_for(spec)))
@@ -198,10 +243,21 @@ def settle_dials(layers: Sequence[Layer]) -> tuple[dict[str, Setting], tuple[str
     settings = _strongest((*fields, "seconds"), known)
     settings["style"] = Setting(None if mix is None else str(mix), named["style"].origin)
     _settle_cutoff(settings, spec, typed={"flag", *(layer.origin for layer in layers[:1])})
-    settings["cache"] = Setting(_cache(settings["cache"].value), settings["cache"].origin)
-    notices = _settle_frames(settings, spec)
+    notices = _settle_cache(settings, spec)
+    notices += _settle_frames(settings, spec, any_length=any_length)
     _settle_seeds(settings)
     return settings, tuple(notices)
+
+
+def _settle_cache(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:
+    """Bring the cache into its form; the paper's is left out, and told, where it cannot run."""
+    cache = _cache(settings["cache"].value)
+    problem = spec.cache_problem(cache.kind) if settings["cache"].origin == "paper" else None
+    if problem is None:
+        settings["cache"] = Setting(cache, settings["cache"].origin)
+        return []
+    settings["cache"] = Setting(NO_CACHE, "default")
+    return [f"no step cache: {problem}"]
 
 
 def _settle_cutoff(settings: dict[str, Setting], spec: ModelSpec, *, typed: set[str]) -> None:
@@ -230,10 +286,10 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
         called: the file that it was read from.
 
     Raises:
-        InvalidRequestError: no recipe of `osp generate`, or one that was tampered with.
+        InvalidRequestError: no recipe of these commands, or one that was tampered with.
     """
-    if recipe.get("command") != "generate":
-        raise InvalidRequestError(f"{called} was not made by osp generate")
+    if recipe.get("command") not in COMMANDS:
+        raise InvalidRequestError(f"{called} was not made by osp {' or '.join(COMMANDS)}")
     values: dict[str, Any] = {}
     try:
         for field, kind in _RECIPE_KINDS.items():
@@ -241,6 +297,10 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
             undecided = field == "vae_tiling" and recipe.get(field) is None
             if field in recipe and not undecided:
                 values[field] = _of_kind(kind, recipe[field])
+        if "video" in recipe:
+            # What a model sees at once is the card's business; the length is what was asked for.
+            total = recipe["total_frames"]
+            values["num_frames"] = None if total is None else _of_kind(int, total)
         values["style"] = _of_kind(str, recipe.get("style") or NO_STYLE)
         values["size"] = Size(_of_kind(int, recipe["width"]), _of_kind(int, recipe["height"]))
         values["seed"] = Seeds([_of_kind(int, recipe["seed"])])
@@ -276,6 +336,7 @@ _RECIPE_KINDS: Mapping[str, type] = {
     "shift": float,
     "sampler": str,
     "cache_start": int,
+    "strength": float,
     "dtype": str,
     "quant": str,
     "vae_tiling": bool,
@@ -340,14 +401,15 @@ def _read_style(settings: Mapping[str, Setting], *, typed: str) -> StyleMix | No
         raise _with_origin(error, settings, typed=typed) from None
 
 
-def _settle_frames(settings: dict[str, Setting], spec: ModelSpec) -> list[str]:
+def _settle_frames(settings: dict[str, Setting], spec: ModelSpec, *, any_length: bool) -> list[str]:
     """Bring seconds and frames together as `4k + 1` frames; says what was rounded."""
     seconds = settings.pop("seconds", None)
     frames = settings["num_frames"]
     if seconds is not None and seconds.value is not _COUNTED:
         frames = Setting(_frames_of(seconds.value, settings["fps"].value), seconds.origin)
     asked = frames.value
-    settled = round_up_frames(asked, spec) if 1 <= asked <= spec.max_frames else asked
+    possible = 1 <= asked <= spec.max_frames and not any_length
+    settled = round_up_frames(asked, spec) if possible else asked
     settings["num_frames"] = Setting(settled, frames.origin)
     return [] if settled == asked else [f"{asked} frames rounded up to {settled}"]
 
@@ -384,14 +446,14 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
     if len(seeds) > 1 and template == str(STDOUT):
         raise InvalidRequestError(f"--output - takes one video, got {len(seeds)}")
     dials = {field: value for field, value in values.items() if field not in _NOT_OF_REQUEST}
+    dials |= _of_the_source(source, values, settings)
+    kind = GenerateRequest if source.video is None else RestyleRequest
     requests = tuple(
-        GenerateRequest(
-            image=source.image,
-            image_data=source.image_data,
-            text_only=source.text is not None,
+        kind(
+            command=source.command,
             output=expand_output(
                 template,
-                image=source.image,
+                image=source.video or source.image,
                 prompt=values["prompt"],
                 style=values["style"],
                 seed=seed,
@@ -399,6 +461,7 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
             ),
             width=size[0],
             height=size[1],
+            buckets=_buckets(source.command, find_model(values["model"])),
             seed=seed,
             overwrite=source.overwrite,
             latents=source.latents,
@@ -412,6 +475,45 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
     )
     refuse_shared_outputs(requests, template)
     return requests
+
+
+def _of_the_source(
+    source: Source, values: Mapping[str, Any], settings: Mapping[str, Setting]
+) -> dict[str, Any]:
+    """Fields of the request that say what the clip is made of."""
+    if source.video is None:
+        return {
+            "image": source.image,
+            "image_data": source.image_data,
+            "text_only": source.text is not None,
+        }
+    # What is asked for is the result's length; how much the model sees at once is its own business.
+    window = _window(find_model(values["model"]))
+    frames = settings["num_frames"]
+    asked = not re.match(r"card |style |paper$|default$", frames.origin)
+    return {
+        "video": source.video,
+        "strength": values["strength"],
+        "total_frames": frames.value if asked else None,
+        "num_frames": window,
+    }
+
+
+def _window(spec: ModelSpec) -> int:
+    """Frames that a model is shown at once."""
+    return int(spec.defaults.get("num_frames", PAPER_DEFAULTS["num_frames"]))
+
+
+def _buckets(command: str, spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    """The paper's sizes for stylizing, where the card can make them; empty for the card's own."""
+    if command != "stylize":
+        return ()
+    fit = all(
+        not (width % spec.multiple_of or height % spec.multiple_of)
+        and width * height <= spec.max_pixels
+        for width, height in STYLIZE_SIZES
+    )
+    return STYLIZE_SIZES if fit else ()
 
 
 def refuse_shared_outputs(requests: Sequence[GenerateRequest], template: str) -> None:

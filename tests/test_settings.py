@@ -115,6 +115,7 @@ DIFFERENT = {
     "shift": (1.0, 2.0),
     "sampler": ("unipc", "euler"),
     "cutoff": (Ramp(0, 0), Ramp(0.1, 0.5)),
+    "strength": (0.0, 0.5),
     "seed": (Seeds([0]), Seeds([1])),
     "count": (1, 2),
     "cache": (StepCacheChoice("none"), StepCacheChoice("fbcache", 0.2)),

@@ -173,7 +173,10 @@ def _print_config(call: Call, *, as_json: bool) -> None:
             "--print-config shows one set of settings, --from-file may hold many"
         )
     if call.image is None and call.text is None and call.recipe_file is None:
-        settings = flag_names(settle_dials(layers_of(call))[0])
+        dials, _ = settle_dials(layers_of(call))
+        # Nothing is re-noised here.
+        del dials["strength"]
+        settings = flag_names(dials)
     else:
         settings = dict(gather(call).settings)
     show_settings(settings, as_json=as_json)

@@ -207,7 +207,7 @@ def _choose_size(request: GenerateRequest, loaded: LoadedImage | None) -> tuple[
         return request.width, request.height
     if loaded is None:
         return request.spec.default_size
-    return choose_bucket(loaded.image.width, loaded.image.height, request.spec.sizes)
+    return choose_bucket(loaded.image.width, loaded.image.height, request.sizes)
 
 
 def _fit_notices(loaded: LoadedImage, size: tuple[int, int]) -> Iterator[str]:
