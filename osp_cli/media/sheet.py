@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from osp_cli.errors import InvalidRequestError
+from osp_cli.media.drawing import (
+    BACKGROUND,
+    FAINT,
+    GAP,
+    INK,
+    as_image,
+    label_font,
+    line_height,
+    resized,
+    shortened,
+)
 from osp_cli.media.files import atomic_output
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from osp_cli.media.drawing import Picture
 
-    Picture: TypeAlias = Image.Image | NDArray[np.uint8]
-
-_BACKGROUND = (24, 25, 28)
-_INK = (232, 232, 228)
-_FAINT = (150, 152, 158)
-_GAP = 6
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
@@ -60,17 +64,17 @@ def labelled_grid(
     """
     if not pictures or num_columns < 1:
         raise ValueError("a grid needs at least one picture and one column")
-    font = _font(cell_width)
-    line = _line_height(font)
+    font = label_font(cell_width)
+    line = line_height(font)
     captioned: list[Picture] = []
     cell_height = max(_fitted(picture, cell_width).height for picture in pictures.values())
     for label, picture in pictures.items():
-        cell = Image.new("RGB", (cell_width, cell_height + line + _GAP), _BACKGROUND)
+        cell = Image.new("RGB", (cell_width, cell_height + line + GAP), BACKGROUND)
         fitted = _fitted(picture, cell_width)
         cell.paste(fitted, (0, (cell_height - fitted.height) // 2))
-        text = _shortened(label, font, cell_width)
-        middle = (cell_width // 2, cell_height + _GAP // 2)
-        ImageDraw.Draw(cell).text(middle, text, _INK, font, anchor="ma")
+        text = shortened(label, font, cell_width)
+        middle = (cell_width // 2, cell_height + GAP // 2)
+        ImageDraw.Draw(cell).text(middle, text, INK, font, anchor="ma")
         captioned.append(cell)
     rows = [
         ("", captioned[start : start + num_columns])
@@ -115,70 +119,35 @@ def _sheet(
     if not any(cell is not None for row in cells for cell in row):
         raise ValueError("a contact sheet needs at least one picture")
 
-    font = _font(cell_width)
-    line = _line_height(font)
-    labels = [_shortened(label, font, cell_width) for label, _ in rows]
+    font = label_font(cell_width)
+    line = line_height(font)
+    labels = [shortened(label, font, cell_width) for label, _ in rows]
     label_width = max(int(font.getlength(label)) for label in labels)
-    left = _GAP + (label_width + 2 * _GAP if label_width else 0)
-    top = _GAP + (line + _GAP) * (bool(title) + bool(column_labels))
+    left = GAP + (label_width + 2 * GAP if label_width else 0)
+    top = GAP + (line + GAP) * (bool(title) + bool(column_labels))
     heights = [
         max((cell.height for cell in row if cell is not None), default=line) for row in cells
     ]
-    width = left + num_columns * (cell_width + _GAP)
-    sheet = Image.new("RGB", (width, top + sum(heights) + _GAP * len(heights)), _BACKGROUND)
+    width = left + num_columns * (cell_width + GAP)
+    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * len(heights)), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
 
     if title:
-        draw.text((_GAP, _GAP), _shortened(title, font, width - 2 * _GAP), _INK, font)
+        draw.text((GAP, GAP), shortened(title, font, width - 2 * GAP), INK, font)
     for column, label in enumerate(column_labels[:num_columns]):
-        middle = left + column * (cell_width + _GAP) + cell_width // 2
-        text = _shortened(label, font, cell_width)
-        draw.text((middle, top - line - _GAP), text, _FAINT, font, anchor="ma")
+        middle = left + column * (cell_width + GAP) + cell_width // 2
+        text = shortened(label, font, cell_width)
+        draw.text((middle, top - line - GAP), text, FAINT, font, anchor="ma")
     y = top
     for label, row, height in zip(labels, cells, heights, strict=True):
-        draw.text((_GAP, y + height // 2), label, _INK, font, anchor="lm")
+        draw.text((GAP, y + height // 2), label, INK, font, anchor="lm")
         for column, cell in enumerate(row):
             if cell is not None:
-                sheet.paste(cell, (left + column * (cell_width + _GAP), y))
-        y += height + _GAP
+                sheet.paste(cell, (left + column * (cell_width + GAP), y))
+        y += height + GAP
     return sheet
 
 
 def _fitted(picture: Picture, width: int) -> Image.Image:
-    if not isinstance(picture, Image.Image):
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != "uint8":
-            raise ValueError(
-                f"a picture is uint8 of shape (height, width, 3), "
-                f"got {picture.dtype} {picture.shape}"
-            )
-        picture = Image.fromarray(picture)
-    picture = picture.convert("RGB")
-    if picture.width == width:
-        return picture
-    height = max(1, round(picture.height * width / picture.width))
-    return picture.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _font(cell_width: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=min(18, max(10, cell_width // 14)))
-
-
-def _line_height(font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> int:
-    _, top, _, bottom = font.getbbox("Ay|")
-    return int(bottom - min(top, 0)) + 2
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    """The text on one line, cut so that it is no wider than `width` pixels."""
-    text = " ".join(text.split())
-    if font.getlength(text) <= width:
-        return text
-    # Halving, since measuring a long text is slow: `fits` characters fit, `too_many` do not.
-    fits, too_many = 0, len(text)
-    while too_many - fits > 1:
-        middle = (fits + too_many) // 2
-        if font.getlength(text[:middle] + "...") <= width:
-            fits = middle
-        else:
-            too_many = middle
-    return text[:fits].rstrip() + "..."
+    image = as_image(picture)
+    return resized(image, width, max(1, round(image.height * width / image.width)))
