@@ -55,6 +55,13 @@ class Ramp(NamedTuple):
         return ":".join(map(number_text, ends))
 
 
+class Cutoffs(tuple[Ramp, ...]):
+    """Several cutoffs, each for a video of its own, to be compared."""
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self))
+
+
 class StepCacheChoice(NamedTuple):
     """A step cache and its threshold; None stands for the cache's own."""
 
@@ -152,21 +159,31 @@ def size(text: str) -> Size:
     return Size(int(match[1]), int(match[2]))
 
 
-def cutoff(text: str) -> Ramp:
-    """Read `0.1`, or a ramp `0.1:0.5`."""
+def cutoff(text: str) -> Ramp | Cutoffs:
+    """Read `0.1`, a ramp `0.1:0.5`, or several of them, parted by commas."""
+    ramps = [_ramp(part) for part in text.split(",")]
+    if None in ramps:
+        raise InvalidRequestError(
+            f"--cutoff takes one number between 0 and 1, or START:END, got {text!r}",
+            hint="--cutoff 0.1, --cutoff 0.1:0.5, or --cutoff 0.05,0.1,0.5 to compare",
+        )
+    found = Cutoffs(ramp for ramp in ramps if ramp is not None)
+    if len(set(found)) < len(found):
+        raise InvalidRequestError(f"--cutoff {text} names a cutoff twice")
+    return found if len(found) > 1 else found[0]
+
+
+def _ramp(text: str) -> Ramp | None:
     try:
         numbers = [float(part) for part in text.split(":")]
     except ValueError:
-        numbers = []
+        return None
     match numbers:
         case [constant]:
             return Ramp(constant, constant)
         case [start, end]:
             return Ramp(start, end)
-    raise InvalidRequestError(
-        f"--cutoff takes one number between 0 and 1, or START:END, got {text!r}",
-        hint="--cutoff 0.1 or --cutoff 0.1:0.5",
-    )
+    return None
 
 
 def seeds(text: str) -> Seeds | str:

@@ -28,7 +28,7 @@ def expand_output(
     image: Path | None,
     prompt: str,
     style: str | None,
-    seed: int,
+    seed: int | str,
     number: str = "",
 ) -> Path:
     """Fill `{name}`, `{style}`, `{seed}` and `{n}`, the number in a batch, in a path.

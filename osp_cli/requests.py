@@ -450,6 +450,28 @@ class RestyleRequest(GenerateRequest):
         check_output_name(self.output)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """Several videos of one input on one page, to be compared; each has a file of its own, too.
+
+    Attributes:
+        output: of the page: a video in which all play, or a still picture.
+        title: a line above everything.
+        rows, columns: labels of a table; one row without a label is a grid.
+        requests: of the cells, row by row.
+        source: the picture or video that all are made of, shown first in a grid; None for none.
+        overwrite: an existing page may be replaced.
+    """
+
+    output: Path
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    requests: tuple[GenerateRequest, ...]
+    source: Path | None = None
+    overwrite: bool = False
+
+
 def _names(able: Callable[[ModelSpec], bool]) -> list[str]:
     """The models that can be run, of those that are able."""
     return [name for name, s in model_specs().items() if able(s) and s.run_problem() is None]

@@ -20,6 +20,7 @@ from osp_cli.dials import (
     MAX_SEEDS,
     NO_CACHE,
     RANDOM_SEED,
+    Cutoffs,
     LoraChoice,
     Loras,
     Seeds,
@@ -35,6 +36,7 @@ from osp_cli.requests import (
     COMMANDS,
     GenerateRequest,
     RestyleRequest,
+    Sheet,
     check_fps,
     round_up_frames,
 )
@@ -116,11 +118,13 @@ class Settled:
         requests: ready to run, one per seed.
         settings: every dial by the name of its flag, as it holds for all requests.
         notices: sentences about values that had to be changed.
+        sheet: the page on which all requests come together, where they are to be compared.
     """
 
     requests: tuple[GenerateRequest, ...]
     settings: dict[str, Setting]
     notices: tuple[str, ...]
+    sheet: Sheet | None = None
 
     @property
     def request(self) -> GenerateRequest:
@@ -187,6 +191,11 @@ def settle_generate(
     )
     if source.video is None:
         _refuse_strength(settings, source, typed=origin)
+    if source.command == "stylize" and settings["style"].origin == "default":
+        raise InvalidRequestError(
+            "a style is missing",
+            hint="--style ink, --style all for one of each, or --style none; osp styles lists them",
+        )
     try:
         requests = _requests(source, settings)
     except InvalidRequestError as error:
@@ -268,6 +277,8 @@ def _settle_cutoff(settings: dict[str, Setting], spec: ModelSpec, *, typed: set[
             is meant for other models.
     """
     cutoff = settings.pop("cutoff")
+    if isinstance(cutoff.value, Cutoffs):
+        raise InvalidRequestError(f"--cutoff takes one value here, got {cutoff.value}")
     if spec.has_latent_shifting:
         settings["cutoff"] = Setting(_ramp(cutoff.value), cutoff.origin)
     elif cutoff.origin in typed:
@@ -350,6 +361,12 @@ def _of_kind(kind: type, value: Any) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{value!r} is no {kind.__name__}")
     return kind(value)
+
+
+def strongest_of(field: str, layers: Sequence[Layer]) -> Any:
+    """What the strongest layer says of one dial; None where none says anything."""
+    found = _strongest((field,), [_checked(layer) for layer in layers])
+    return found[field].value if field in found else None
 
 
 def _checked(layer: Layer) -> Layer:

@@ -17,6 +17,8 @@ from osp_cli.cli.models import EXAMPLES as MODELS_EXAMPLES
 from osp_cli.cli.models import models
 from osp_cli.cli.schema import schema
 from osp_cli.cli.styles import styles
+from osp_cli.cli.stylize import EXAMPLES as STYLIZE_EXAMPLES
+from osp_cli.cli.stylize import stylize
 from osp_cli.dials import canonical_name
 from osp_cli.errors import InterruptedRunError, OspError
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     },
 )
 app.command(epilog=EXAMPLES)(generate)
+app.command(epilog=STYLIZE_EXAMPLES)(stylize)
 app.command()(styles)
 app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
 app.command(epilog=download.EXAMPLES)(download.download)

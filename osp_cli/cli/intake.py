@@ -1,4 +1,4 @@
-"""What a command line of `osp generate` asks for, gathered from wherever it is written.
+"""What `osp generate` or `osp stylize` is asked for, gathered from wherever it is written.
 
 Pictures and prompts may come through stdin, settings out of a recipe, and many jobs out of a file;
 all of it ends in requests, or in the errors that stand in for those of a batch.
@@ -19,13 +19,16 @@ from osp_cli.batch import MAX_JOBS, Job, kind_of, read_file, read_jobs
 from osp_cli.config import Layer
 from osp_cli.dials import DIALS, Loras, Seeds, prompt_text
 from osp_cli.errors import InvalidRequestError, OspError
+from osp_cli.media.kinds import is_video_file
 from osp_cli.outputs import BATCH_TEMPLATE, LATENTS_SUFFIX, STDOUT, latents_path, output_of_latents
-from osp_cli.requests import STDIN, GenerateRequest
+from osp_cli.requests import STDIN, GenerateRequest, Sheet
 from osp_cli.settings import Setting, Settled, Source, recipe_layer, settle_generate
+from osp_cli.sheets import settle
 
 _MAX_STDIN_BYTES = 512 * 2**20
 # What may be said anew of latents that were sampled already.
 _FLAG_OF = {dial.field: dial.name for dial in DIALS.values()}
+_INPUT = {"generate": "IMAGE", "stylize": "INPUT"}
 _OF_THE_FILE = ("output", "fps", "metadata", "device", "gpus", "preview")
 
 
@@ -34,17 +37,22 @@ class Call:
     """The command line.
 
     Attributes:
-        image, prompt, text: as typed.
+        command: `generate` or `stylize`.
+        image, prompt, text: as typed; `image` may be a video for `stylize`.
+        inputs: pictures, videos and folders of `stylize`; `image` is one of them at a time.
         image_data: the picture on stdin.
         flags: dials by field name, None where not given.
         overwrite: `--overwrite`.
         recipe_file, batch_file, pick: `--from`, `--from-file` and `--pick`.
         stored: variables and configuration files.
+        notices: sentences about the inputs.
     """
 
+    command: str = "generate"
     image: str | None
     prompt: str | None
-    text: str | None
+    text: str | None = None
+    inputs: tuple[str, ...] = ()
     flags: Mapping[str, Any]
     overwrite: bool
     recipe_file: str | None
@@ -52,6 +60,7 @@ class Call:
     pick: int | None
     stored: Sequence[Layer]
     image_data: bytes | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +72,14 @@ class Asked:
         settings: of the requests, by flag; empty for a batch, whose lines differ.
         notices: sentences about what was changed.
         is_batch: told one by one, and one failure does not end the rest.
+        sheets: pages on which some of the requests come together.
     """
 
     items: list[GenerateRequest | OspError]
     settings: Mapping[str, Setting] = field(default_factory=dict)
     notices: tuple[str, ...] = ()
     is_batch: bool = False
+    sheets: tuple[Sheet, ...] = ()
 
     @property
     def requests(self) -> list[GenerateRequest]:
@@ -85,10 +96,48 @@ def gather(call: Call) -> Asked:
     call = _read_stdin_of(call)
     if call.batch_file is not None:
         return _gather_batch(call)
+    if len(call.inputs) > 1:
+        return _gather_inputs(call)
     settled = _settle_one(_resumed(_prompt_alone(call)))
-    return Asked(
-        list(settled.requests), settled.settings, settled.notices, len(settled.requests) > 1
-    )
+    return _asked([settled], call.notices)
+
+
+def _asked(settled: Sequence[Settled], notices: Sequence[str] = ()) -> Asked:
+    """What one input or several ask for; what is said of all of them is said once."""
+    requests: list[GenerateRequest | OspError] = []
+    for each in settled:
+        requests += each.requests
+    said = dict.fromkeys([*notices, *(notice for each in settled for notice in each.notices)])
+    sheets = tuple(each.sheet for each in settled if each.sheet is not None)
+    return Asked(requests, settled[0].settings, tuple(said), len(requests) > 1, sheets)
+
+
+def _gather_inputs(call: Call) -> Asked:
+    """Several pictures and videos in the same manner, with the same seed."""
+    if call.recipe_file is not None:
+        raise InvalidRequestError(
+            "--from makes one video again, and several inputs were given", hint="give one of them"
+        )
+    settled: list[Settled] = []
+    taken: dict[Path, str] = {}
+    for name in call.inputs:
+        settled.append(_settle_one(replace(call, image=name)))
+        seeds = settled[0].settings["seed"].value
+        call = replace(call, flags={**call.flags, "seed": seeds, "count": None})
+        for path in _files_of(settled[-1]):
+            if path in taken:
+                raise InvalidRequestError(
+                    f"{taken[path]} and {name} would both become {path}",
+                    hint="put {name} into --output, or rename one of them",
+                )
+            taken[path] = name
+    return _asked(settled, call.notices)
+
+
+def _files_of(settled: Settled) -> list[Path]:
+    if settled.sheet is not None:
+        return [settled.sheet.output]
+    return [latents_path(request.output) for request in settled.requests]
 
 
 def _prompt_alone(call: Call) -> Call:
@@ -117,6 +166,8 @@ def _resumed(call: Call) -> Call:
     from osp_cli.runtime.replay import made_by, same_picture
 
     settled = _settle_one(call)
+    if settled.sheet is not None:
+        return call
     [request, *more] = settled.requests
     if more or settled.settings["seed"].origin != "random" or request.output == STDOUT:
         return call
@@ -142,8 +193,13 @@ def layers_of(call: Call) -> list[Layer]:
 def _settle_one(call: Call) -> Settled:
     flags = _picked(call)
     if call.recipe_file is None:
-        source = Source(**_inputs(call, call.image), text=call.text, overwrite=call.overwrite)
-        return settle_generate(source, layers=call.stored, prompt=call.prompt, **flags)
+        source = Source(
+            command=call.command,
+            **_inputs(call, call.image),
+            text=call.text,
+            overwrite=call.overwrite,
+        )
+        return settle(source, layers=call.stored, prompt=call.prompt, **flags)
     path = Path(call.recipe_file)
     from osp_cli.media.recipes import read_recipe
 
@@ -156,17 +212,19 @@ def _settle_one(call: Call) -> Settled:
     layer = _with_loras_beside(recipe_layer(recipe, str(path)), path.parent)
     if path.name.endswith(LATENTS_SUFFIX):
         return _settle_latents(call, path, layer)
-    image = call.image if call.image is not None else _picture_of(recipe, path, call)
+    image = call.image if call.image is not None else _source_of(recipe, path, call)
     text = _text_of(recipe, call)
     source = Source(
-        **_inputs(call, image),
+        # Whichever command makes it again, it is the same video.
+        command=recipe["command"],
+        **_inputs(call, image, is_video="video" in recipe and call.image is None),
         text=text,
         overwrite=call.overwrite,
         replayed=recipe,
         replayed_from=str(path),
     )
     prompt = call.prompt if text is None else None
-    return settle_generate(source, layers=[layer, *call.stored], prompt=prompt, **flags)
+    return settle(source, layers=[layer, *call.stored], prompt=prompt, **flags)
 
 
 def _with_loras_beside(layer: Layer, folder: Path) -> Layer:
@@ -192,7 +250,12 @@ def _settle_latents(call: Call, path: Path, layer: Layer) -> Settled:
         for name, value in call.flags.items()
         if value is not None and name not in _OF_THE_FILE
     ]
-    inputs = {"IMAGE": call.image, "PROMPT": call.prompt, "--text": call.text, "--pick": call.pick}
+    inputs = {
+        _INPUT[call.command]: call.image,
+        "PROMPT": call.prompt,
+        "--text": call.text,
+        "--pick": call.pick,
+    }
     late += [name for name, value in inputs.items() if value is not None]
     if late:
         raise InvalidRequestError(
@@ -223,18 +286,23 @@ def _picked(call: Call) -> dict[str, Any]:
 
 def _text_of(recipe: Mapping[str, Any], call: Call) -> str | None:
     """The prompt of a video without a picture, where the recipe or the call wants one."""
-    if call.text is not None or call.image is not None or recipe.get("image") is not None:
+    if call.text is not None or call.image is not None or _source_name(recipe) is not None:
         return call.text
     return call.prompt if call.prompt is not None else str(recipe.get("prompt", ""))
 
 
-def _picture_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None:
-    """Where the picture of a recipe lies: beside its video, or here.
+def _source_name(recipe: Mapping[str, Any]) -> Any:
+    """The file name of what a recipe's video was made of; None where that was a text."""
+    return recipe.get("image") or recipe.get("video")
+
+
+def _source_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None:
+    """Where the picture or video of a recipe lies: beside what was made of it, or here.
 
     Raises:
         InvalidRequestError: in neither place.
     """
-    name = recipe.get("image")
+    name = _source_name(recipe)
     if name is None or call.text is not None:
         return None
     # A recipe may come from anyone: it names a file, not a path.
@@ -242,15 +310,16 @@ def _picture_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None
     if name == "stdin":
         raise InvalidRequestError(
             f"the picture of {path} came through stdin and is needed again",
-            hint=f"osp generate picture.png --from {path}",
+            hint=f"osp {call.command} picture.png --from {path}",
         )
     for folder in (path.parent, Path()):
         # Unlike the method of paths, this takes any text for a name.
         if os.path.isfile(folder / name):  # noqa: PTH113
             return str(folder / name)
+    what = "video" if "video" in recipe else "picture"
     raise InvalidRequestError(
-        f"the picture {name!r} of {path} is neither beside it nor here",
-        hint=f"osp generate FOLDER/{name} --from {path}",
+        f"the {what} {name!r} of {path} is neither beside it nor here",
+        hint=f"osp {call.command} FOLDER/{name} --from {path}",
     )
 
 
@@ -303,6 +372,7 @@ def _settle_job(call: Call, job: Job, number: str) -> Settled:
     if text is not None:
         flags["prompt"] = None
     source = Source(
+        command=call.command,
         **_inputs(call, image),
         text=text,
         overwrite=call.overwrite,
@@ -347,10 +417,12 @@ def _inputs_of(call: Call, job: Job, values: dict[str, Any]) -> tuple[str | None
     return call.image, call.text
 
 
-def _inputs(call: Call, image: str | None) -> dict[str, Any]:
-    """Picture arguments of a `Source`."""
+def _inputs(call: Call, image: str | None, *, is_video: bool = False) -> dict[str, Any]:
+    """Picture or video arguments of a `Source`."""
     if image is None:
         return {"image": None}
+    if is_video or (call.command == "stylize" and image != "-" and is_video_file(Path(image))):
+        return {"video": Path(image)}
     return {"image": Path(image), "image_data": call.image_data if image == "-" else None}
 
 
@@ -361,7 +433,7 @@ def _read_stdin_of(call: Call) -> Call:
         InvalidRequestError: two readers of one stdin, or text that is none.
     """
     readers = {
-        "IMAGE": call.image,
+        _INPUT[call.command]: call.image,
         "PROMPT": call.prompt,
         "--text": call.text,
         "--from-file": call.batch_file,

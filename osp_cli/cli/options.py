@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from osp_cli.dials import (
+    Cutoffs,
     LoraChoice,
-    Ramp,
     Seeds,
     Size,
     StepCacheChoice,
@@ -39,6 +39,14 @@ PromptArg = Annotated[
         show_default=False,
     ),
 ]
+InputsArg = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="INPUT... [PROMPT]",
+        help="Pictures, videos, folders of them, or - for a picture on stdin; then what happens",
+        show_default=False,
+    ),
+]
 TextOpt = Annotated[
     str | None,
     typer.Option(
@@ -52,6 +60,26 @@ StyleOpt = Annotated[
         "-s",
         metavar="NAME[:X]",
         help="One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture [none]",
+    ),
+]
+StylizeStyleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--style",
+        "-s",
+        metavar="NAME[:X]",
+        help="One of `osp styles`, ghibli:0.5, a mixture ink+oil, a change ghibli..ink, "
+        "a file of your own, or a sheet of ink,oil or all",
+        show_default=False,
+    ),
+]
+StrengthOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        metavar="X",
+        parser=number("--strength"),
+        help="0 to 1: how far a video is painted anew [0.6; osp-mini 1]",
     ),
 ]
 NegativePromptOpt = Annotated[
@@ -72,6 +100,16 @@ OutputOpt = Annotated[
         metavar="PATH",
         help=".mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout "
         "[{name}-{style}-{seed}.mp4]",
+    ),
+]
+SheetOutputOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="PATH",
+        help=".mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout; "
+        "a sheet may also be .png or .jpg [{name}-{style}-{seed}.mp4]",
     ),
 ]
 # Classes of their own, since Typer would take a plain tuple for an option of two arguments.
@@ -131,12 +169,13 @@ ShiftOpt = Annotated[
     ),
 ]
 CutoffOpt = Annotated[
-    Ramp | None,
+    # Its reader may also give a single Ramp, but Typer knows no unions.
+    Cutoffs | None,
     typer.Option(
         "--cutoff",
         metavar="P[:P]",
         parser=cutoff,
-        help="0 to 1: how little of the picture's detail leads, or a ramp [0.1]",
+        help="0 to 1: how little of the picture's detail leads, a ramp, or a sheet of P,P,P [0.1]",
     ),
 ]
 SamplerOpt = Annotated[
