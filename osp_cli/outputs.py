@@ -49,7 +49,7 @@ def expand_output(
     fields = {
         "name": _name_of(image, prompt),
         # A weight's colon is no letter of a file name on Windows.
-        "style": (style or "").replace(":", "-"),
+        "style": (style or "").replace("..", "-to-").replace(":", "-"),
         "seed": str(seed),
         "n": number or "1",
     }

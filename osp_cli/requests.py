@@ -44,8 +44,8 @@ class GenerateRequest:
         image_data: the bytes of that picture, where it came from stdin.
         text_only: text to video, the gamma = 0 case of Eq. 15.
         prompt: as the user gave it, without the style's words.
-        style: a style preset, or a mixture of some with their weights; brought into the canonical
-            form of `StyleMix`.
+        style: a style preset, a mixture of some with their weights, or a way from one mixture to
+            another; brought into the canonical form of `StyleMix`.
         negative_prompt: what to steer away from.
         output: the video's path, `FOLDER/%04d.png` for frames or `-` for stdout; by default a
             name made of picture, style and seed.

@@ -1,40 +1,58 @@
-"""Styles by weight: `ghibli`, `ghibli:0.5`, `ink+watercolor`, `ghibli:0.3+ink:0.5`.
+"""Styles by weight, and along a clip: `ghibli`, `ghibli:0.5`, `ink+watercolor`, `ghibli..ink`.
 
-A weight says how much of a style there is; what the weights leave to 1 is the unstyled look. A
-style without a weight takes an equal share of what the others leave: one alone is all there is, and
-two are halves. The order says nothing, so the canonical text is in alphabetical order.
+A weight says how much of a style there is; what the weights leave to 1 is the unstyled look. Two
+dots lead from one mixture to the next while the clip plays; `none` is the unstyled look there. How
+all this is written is the business of `style_text`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import ROUND_DOWN, Context
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from osp_cli.dials import number_text
 from osp_cli.errors import InvalidRequestError
-from osp_cli.registry import ModelSpec, StylePreset, find_style, style_presets
+from osp_cli.registry import ModelSpec, StylePreset, find_style
+from osp_cli.style_text import NO_STYLE, NOTHING, read_stops, refuse_twice, written
 
-NO_STYLE = "none"
+__all__ = [
+    "NO_STYLE",
+    "StyleMix",
+    "StylePart",
+    "Weight",
+    "WeightedPrompt",
+    "mean_weight",
+    "prompts_of_recipe",
+    "prompts_to_recipe",
+    "read_style",
+    "sums_along",
+    "weight_left",
+    "weights_along",
+]
 
-# Decimal fractions add up to 1 only nearly; so little of a look could not be seen either.
-_NOTHING = 1e-9
+# How much of something there is: all along the same, or its values at equally spaced points from
+# the clip's first to its last moment, with straight lines between them.
+Weight: TypeAlias = float | tuple[float, ...]
 
 
 class WeightedPrompt(NamedTuple):
-    """One of the prompts of a clip, and its share of the velocity, above 0 and at most 1."""
+    """One of the prompts of a clip, and its share of the velocity.
+
+    Attributes:
+        text: what the model reads.
+        weight: from 0 to 1, and somewhere above 0.
+    """
 
     text: str
-    weight: float
+    weight: Weight
 
 
 class StylePart(NamedTuple):
     """One style of a mixture, with its weight."""
 
     preset: StylePreset
-    weight: float
+    weight: Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +60,43 @@ class StyleMix:
     """One or more different styles.
 
     Attributes:
-        parts: in alphabetical order; their weights add up to 1 or less.
+        parts: in alphabetical order; at every moment their weights add up to 1 or less. Those that
+            change have as many values as there are stops.
     """
 
     parts: tuple[StylePart, ...]
 
     def __str__(self) -> str:
         """The canonical text, from which the same mixture is read again."""
-        share = 1 / len(self.parts)
-        if all(weight == share for _, weight in self.parts):
-            return "+".join(preset.name for preset, _ in self.parts)
-        return _written({preset.name: weight for preset, weight in self.parts})
+        return written(self._stops())
+
+    @property
+    def is_morph(self) -> bool:
+        """Whether it changes while the clip plays."""
+        return any(isinstance(weight, tuple) for _, weight in self.parts)
 
     @property
     def strongest(self) -> StylePreset:
-        """The style with the most weight, the first of several.
+        """The style with the most weight over the whole clip; of several the one it begins with.
 
         Its own settings hold for the whole mixture. A sampler has one shift and one number of
         steps, so they cannot be had by halves; and what the strongest steers away from may be what
         a weaker one is made of, so negative prompts are not put together either. They hold however
         small the weight is, as nothing but the look shall change when the weight does.
         """
-        return max(self.parts, key=lambda part: part.weight).preset
+
+        def strength(part: StylePart) -> tuple[float, float]:
+            # Rounded, as equal means of other numbers may differ in their last bits.
+            return round(mean_weight(part.weight), 12), _at(part.weight, 0)
+
+        return max(self.parts, key=strength).preset
 
     @property
-    def unstyled(self) -> float:
+    def unstyled(self) -> Weight:
         """The share of the unstyled look."""
         # Rounded, as 1 - 0.3 - 0.5 is not quite 0.2 to a computer.
-        rest = round(weight_left(weight for _, weight in self.parts), 12)
-        return rest if rest > _NOTHING else 0.0
+        rests = [round(weight_left(stop.values()), 12) for stop in self._stops()]
+        return _constant_or_all([rest if rest > NOTHING else 0.0 for rest in rests])
 
     def prompts_for(self, spec: ModelSpec, prompt: str) -> tuple[WeightedPrompt, ...]:
         """What the model `spec` reads: a prompt per style, and `prompt` itself for the rest."""
@@ -81,6 +107,14 @@ class StyleMix:
             prompts.append(WeightedPrompt(prompt, self.unstyled))
         return tuple(prompts)
 
+    def _stops(self) -> list[dict[str, float]]:
+        """The weights by name at each stop; a mixture that stays is one stop."""
+        count = max(len(weight) if isinstance(weight, tuple) else 1 for _, weight in self.parts)
+        return [
+            {preset.name: _at(weight, stop) for preset, weight in self.parts if _at(weight, stop)}
+            for stop in range(count)
+        ]
+
 
 def read_style(text: str) -> StyleMix | None:
     """Read what `--style` takes; None for `none`.
@@ -90,24 +124,18 @@ def read_style(text: str) -> StyleMix | None:
     Raises:
         InvalidRequestError: an unknown style, or weights that make no sense.
     """
-    if ".." in text:
-        raise InvalidRequestError(
-            f"--style cannot morph from one style to another yet, got {text!r}",
-            hint=f"--style {'+'.join(_few_known(text)) or 'ghibli+ink'} blends them",
-        )
-    names, weights = _split(text)
-    if text.strip().lower() == NO_STYLE:
-        return None
-    _refuse_words(names, text)
-    presets = [find_style(_known(name)) for name in names]
-    named = {preset.name: weight for preset, weight in zip(presets, weights, strict=True)}
-    if len(named) < len(presets):
-        twice = next(p.name for p in presets if [q.name for q in presets].count(p.name) > 1)
-        raise InvalidRequestError(
-            f"--style names {twice} twice, got {text!r}", hint=f"--style {'+'.join(named)}"
-        )
-    shares = _shares(named, text)
-    return StyleMix(tuple(StylePart(find_style(name), shares[name]) for name in sorted(shares)))
+    stops = []
+    presets: dict[str, StylePreset] = {}
+    for stop in read_stops(text):
+        found = [(find_style(name), weight) for name, weight in stop]
+        refuse_twice([preset.name for preset, _ in found], text)
+        stops.append({preset.name: weight for preset, weight in found})
+        presets |= {preset.name: preset for preset, _ in found}
+    parts = tuple(
+        StylePart(presets[name], _constant_or_all([stop.get(name, 0.0) for stop in stops]))
+        for name in sorted(presets)
+    )
+    return StyleMix(parts) if parts else None
 
 
 def weight_left(weights: Iterable[float]) -> float:
@@ -115,11 +143,67 @@ def weight_left(weights: Iterable[float]) -> float:
     return max(0.0, 1 - math.fsum(weights))
 
 
+def mean_weight(weight: Weight) -> float:
+    """The mean over the whole clip."""
+    if not isinstance(weight, tuple):
+        return weight
+    return (math.fsum(weight) - (weight[0] + weight[-1]) / 2) / (len(weight) - 1)
+
+
+def weights_along(
+    prompts: Sequence[WeightedPrompt], positions: Sequence[float]
+) -> list[list[float]]:
+    """How much of each prompt there is at some moments.
+
+    Args:
+        prompts: of one clip.
+        positions: moments, 0 the clip's first and 1 its last.
+
+    Returns:
+        A row for each prompt with a weight for each position; at each position the weights add up
+        to what they do in `prompts`, and at the points that a prompt gives they are exactly those.
+    """
+    return [[_weight_at(weight, position) for position in positions] for _, weight in prompts]
+
+
+def sums_along(weights: Sequence[Weight]) -> list[float]:
+    """The sum of weights at each moment where one of them bends; between these it runs straight."""
+    knots = {0.0, 1.0}
+    for weight in weights:
+        if isinstance(weight, tuple):
+            knots |= {index / (len(weight) - 1) for index in range(len(weight))}
+    return [math.fsum(_weight_at(weight, knot) for weight in weights) for knot in sorted(knots)]
+
+
+def _weight_at(weight: Weight, position: float) -> float:
+    if not isinstance(weight, tuple):
+        return weight
+    place = min(max(position, 0.0), 1.0) * (len(weight) - 1)
+    index = min(int(place), len(weight) - 2)
+    before, after, share = weight[index], weight[index + 1], place - index
+    # Exact at both ends; and what does not change stays exactly what it is.
+    return before if before == after else before * (1 - share) + after * share
+
+
+def _at(weight: Weight, stop: int) -> float:
+    return weight[stop] if isinstance(weight, tuple) else weight
+
+
+def _constant_or_all(values: Sequence[float]) -> Weight:
+    return values[0] if all(value == values[0] for value in values) else tuple(values)
+
+
 def prompts_to_recipe(prompts: Sequence[WeightedPrompt]) -> str | list[dict[str, Any]]:
-    """Prompts as a recipe holds them: a lone one as its text, several with their weights."""
+    """Prompts as a recipe holds them: a lone one as its text, several with their weights.
+
+    A weight that changes is the list of its values.
+    """
     if len(prompts) == 1:
         return prompts[0].text
-    return [{"prompt": text, "weight": weight} for text, weight in prompts]
+    return [
+        {"prompt": text, "weight": list(weight) if isinstance(weight, tuple) else weight}
+        for text, weight in prompts
+    ]
 
 
 def prompts_of_recipe(value: object) -> tuple[WeightedPrompt, ...]:
@@ -133,7 +217,8 @@ def prompts_of_recipe(value: object) -> tuple[WeightedPrompt, ...]:
             return (WeightedPrompt(value, 1.0),)
         case [_, *_]:
             prompts = tuple(_prompt_of_recipe(part) for part in value)
-            if abs(math.fsum(weight for _, weight in prompts) - 1) < 1e-6:
+            sums = sums_along([weight for _, weight in prompts])
+            if all(abs(total - 1) < 1e-6 for total in sums):
                 return prompts
     raise InvalidRequestError("the recipe's full_prompt holds no prompts whose weights make 1")
 
@@ -142,94 +227,12 @@ def _prompt_of_recipe(part: object) -> WeightedPrompt:
     match part:
         case {"prompt": str(text), "weight": int() | float() as weight} if 0 < weight <= 1:
             return WeightedPrompt(text, float(weight))
+        case {"prompt": str(text), "weight": [_, _, *_] as values} if _are_weights(values):
+            return WeightedPrompt(text, tuple(map(float, values)))
     raise InvalidRequestError(f"the recipe's full_prompt holds no prompt with a weight: {part!r}")
 
 
-def _split(text: str) -> tuple[list[str], list[float | None]]:
-    """Names as they were written, and the weights that stand behind them."""
-    names: list[str] = []
-    weights: list[float | None] = []
-    for part in text.split("+"):
-        name, colon, weight = part.partition(":")
-        if not name.strip() and (colon or "+" in text):
-            raise InvalidRequestError(
-                f"--style lacks a name before or after a sign, got {text!r}",
-                hint="--style ghibli:0.5 or --style ink+watercolor",
-            )
-        names.append(name.strip())
-        weights.append(_weight(weight, text) if colon else None)
-    return names, weights
-
-
-def _weight(written: str, text: str) -> float:
-    try:
-        weight = float(written)
-    except ValueError:
-        weight = math.nan
-    # In this form nan is refused too.
-    if not 0 < weight <= 1:
-        raise InvalidRequestError(
-            f"--style takes a weight above 0 and at most 1 behind the colon, got {text!r}",
-            hint="--style ghibli:0.5 is half of a style",
-        )
-    return weight
-
-
-def _refuse_words(names: Sequence[str], text: str) -> None:
-    """Refuse the words that are no styles."""
-    words = [name.lower() for name in names]
-    if "all" in words and "all" not in style_presets():
-        raise InvalidRequestError(
-            f"--style makes one video, got {text!r}",
-            hint="for one in every style, name a style per line of a file for --from-file",
-        )
-    if NO_STYLE in words:
-        raise InvalidRequestError(
-            f"--style none stands alone, got {text!r}",
-            hint="--style ghibli:0.5 leaves half of the video unstyled",
-        )
-
-
-def _known(name: str) -> str:
-    """The spelling of a preset, where there is one; else what was typed, for the message."""
-    spelled = "-".join(name.lower().replace("_", " ").replace("-", " ").split())
-    return spelled if spelled in style_presets() else name
-
-
-def _few_known(text: str) -> list[str]:
-    """The styles that a text names between dots, signs and weights."""
-    words = text.replace("..", "+").split("+")
-    known = [_known(word.partition(":")[0].strip()) for word in words]
-    return list(dict.fromkeys(name for name in known if name in style_presets()))
-
-
-def _shares(named: Mapping[str, float | None], text: str) -> dict[str, float]:
-    """The weight of each style, those included that were given none."""
-    given = {name: weight for name, weight in named.items() if weight is not None}
-    total = math.fsum(given.values())
-    left = weight_left(given.values())
-    waiting = [name for name in named if name not in given]
-    if total > 1 + _NOTHING:
-        better = "+".join([_written(_scaled(given, total, room=bool(waiting))), *waiting])
-        raise InvalidRequestError(
-            f"--style takes weights that add up to 1 at most, got {text!r}",
-            hint=f"--style {better} keeps their proportion",
-        )
-    if waiting and left <= _NOTHING:
-        raise InvalidRequestError(
-            f"--style leaves nothing for {' and '.join(waiting)}, got {text!r}",
-            hint=f"--style {'+'.join(named)} gives each the same",
-        )
-    return given | {name: left / len(waiting) for name in waiting}
-
-
-def _scaled(given: Mapping[str, float], total: float, *, room: bool) -> dict[str, float]:
-    """The same proportion with the sum 1, or, where there is to be room for more, a half."""
-    shares = {name: weight / total / (2 if room else 1) for name, weight in given.items()}
-    # Two digits are enough for a hint; cut, not rounded, or they might add up to more again.
-    cut = Context(prec=2, rounding=ROUND_DOWN).create_decimal_from_float
-    return {name: float(cut(share * (1 + _NOTHING))) for name, share in shares.items()}
-
-
-def _written(weights: Mapping[str, float]) -> str:
-    return "+".join(f"{name}:{number_text(weight)}" for name, weight in weights.items())
+def _are_weights(values: Sequence[object]) -> bool:
+    return all(isinstance(value, int | float) and 0 <= value <= 1 for value in values) and any(
+        values
+    )

@@ -38,6 +38,7 @@ FLOORS = [
         "outputs",
         "stopping",
         "style_mix",
+        "style_text",
         "loras",
     },
     {"__init__"},

@@ -58,6 +58,7 @@ def test_template(template, plain, styled):
         ("ghibli:0.5", "cat-ghibli-0.5-7.mp4"),
         ("ink+watercolor", "cat-ink+watercolor-7.mp4"),
         ("ghibli:0.3+ink:0.5", "cat-ghibli-0.3+ink-0.5-7.mp4"),
+        ("none..ghibli:0.5", "cat-none-to-ghibli-0.5-7.mp4"),
     ],
 )
 def test_a_mixture_of_styles_makes_a_name_for_any_system(style, name):

@@ -13,9 +13,11 @@ from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import find_model, find_style, style_presets
 from osp_cli.style_mix import (
     WeightedPrompt,
+    mean_weight,
     prompts_of_recipe,
     prompts_to_recipe,
     read_style,
+    weights_along,
 )
 
 names = st.sampled_from(sorted(style_presets()))
@@ -134,9 +136,16 @@ def test_decimal_fractions_leave_nothing_unstyled():
         ("ink+all", "--style makes one video", "--from-file"),
         ("ghibli+none", "none stands alone", "ghibli:0.5"),
         ("none:0.5", "none stands alone", "ghibli:0.5"),
-        ("ghibli..ink", "cannot morph from one style to another yet", "--style ghibli+ink blends"),
-        ("ghibli:0.2..ink:1", "cannot morph", "--style ghibli+ink blends"),
-        ("..", "cannot morph", "--style ghibli+ink blends"),
+        ("..", "lacks a name before or after the dots", "--style none..ink leads"),
+        ("ghibli..", "lacks a name before or after the dots", "--style none..ghibli leads"),
+        ("ink.. ..oil", "lacks a name before or after the dots", "--style ink..oil leads"),
+        ("ghibli..oyl", "unknown style 'oyl'", "the styles are"),
+        ("ghibli...ink", "unknown style '.ink'", "did you mean ink"),
+        ("ghibli..ink+none", "none stands alone", "none..ghibli"),
+        ("ghibli..ink+ink", "names ink twice", "--style ink"),
+        ("ghibli..all", "--style makes one video", "--from-file"),
+        ("ghibli..ink:0.6+oil:0.9", "add up to 1 at most", "--style ink:0.4+oil:0.6 keeps"),
+        ("..".join(["ink", "oil"] * 9), "at most 16 looks, got 18", "ghibli..ink..oil"),
         ("ink+", "lacks a name", "ink+watercolor"),
         ("+ink", "lacks a name", "ink+watercolor"),
         (":0.5", "lacks a name", "ghibli:0.5"),
@@ -158,6 +167,84 @@ def test_the_weights_offered_for_too_large_ones_are_accepted(weights, waiting):
     text += f"+{others[0]}" if waiting else ""
     offered = refusal(text).hint.split()[1]
     assert shares(offered).keys() == weights.keys() | ({others[0]} if waiting else set())
+
+
+# --- while the clip plays ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("ghibli..ink", "ghibli..ink"),
+        (" Ghibli .. INK ", "ghibli..ink"),
+        ("ink..ghibli", "ink..ghibli"),
+        ("ghibli..ink..oil..ghibli", "ghibli..ink..oil..ghibli"),
+        ("None..ink", "none..ink"),
+        ("ink..none", "ink..none"),
+        ("ghibli:0.5..watercolor+ink", "ghibli:0.5..ink+watercolor"),
+        ("ghibli:.2..ghibli:1", "ghibli:0.2..ghibli"),
+        ("ghibli..ghibli..ink", "ghibli..ghibli..ink"),
+        ("ink+oil..ink+lego", "ink+oil..ink+lego"),
+        # Nothing changes.
+        ("ghibli..Ghibli", "ghibli"),
+        ("ink:0.5+oil..oil+ink", "ink+oil"),
+    ],
+)
+def test_canonical_text_of_a_morph(text, canonical):
+    mix = read_style(text)
+    assert str(mix) == canonical
+    assert read_style(canonical) == mix
+    assert mix.is_morph == (".." in canonical)
+
+
+def test_from_nothing_to_nothing_is_no_style():
+    assert read_style("none..none") is None
+
+
+@given(st.lists(weighted(), min_size=2, max_size=4))
+def test_a_morph_has_one_prompt_for_each_style_whose_weights_make_one(stops):
+    mix = read_style("..".join(map(written, stops)))
+    assert read_style(str(mix)) == mix
+    prompts = mix.prompts_for(find_model("osp-mini"), "it snows")
+    assert len({text for text, _ in prompts}) == len(prompts)
+    styles = {name for stop in stops for name in stop}
+    assert len(prompts) - bool(mix.unstyled) == len(styles)
+    positions = [index / 12 for index in range(13)]
+    for weights in zip(*weights_along(prompts, positions), strict=True):
+        assert math.fsum(weights) == pytest.approx(1, abs=1e-9)
+        assert min(weights) >= 0
+    # At a stop it is that stop's mixture, exactly.
+    for number, stop in enumerate(stops):
+        rows = weights_along(prompts, [number / (len(stops) - 1)])
+        for (preset, _), [weight] in zip(mix.parts, rows, strict=False):
+            # Three stops are at 0, 1/2 and 1; a third is no binary number.
+            assert weight == pytest.approx(stop.get(preset.name, 0), abs=1e-12)
+    first = weights_along(prompts, [0.0])
+    assert [row[0] for row in first[: len(styles)]] == [
+        stops[0].get(preset.name, 0) for preset, _ in mix.parts
+    ]
+
+
+def test_weights_run_straight_between_the_stops():
+    spec = find_model("osp-mini")
+    prompts = read_style("ghibli..ink..none").prompts_for(spec, "x")
+    assert [text for text, _ in prompts] == ["ghibli style, x", "ink painting style, x", "x"]
+    assert weights_along(prompts, [0, 0.25, 0.5, 0.75, 1]) == [
+        [1, 0.5, 0, 0, 0],
+        [0, 0.5, 1, 0.5, 0],
+        [0, 0, 0, 0.5, 1],
+    ]
+    # Beside what changes, what stays is a plain number.
+    prompts = read_style("ink+oil..ink+lego").prompts_for(spec, "x")
+    assert [weight for _, weight in prompts] == [0.5, (0.0, 0.5), (0.5, 0.0)]
+    assert weights_along(prompts, [0.1])[0] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("weight", "mean"), [(0.3, 0.3), ((0.0, 1.0), 0.5), ((0.0, 1.0, 0.0), 0.5), ((1, 0, 0), 0.25)]
+)
+def test_the_mean_weight_is_that_over_time(weight, mean):
+    assert mean_weight(weight) == mean
 
 
 @given(st.text(st.sampled_from("ginkol:+. 0159eE-_%"), max_size=16))
@@ -193,7 +280,16 @@ def test_a_whole_style_is_one_prompt():
 
 @pytest.mark.parametrize(
     ("text", "strongest"),
-    [("ghibli:0.1", "ghibli"), ("ghibli:0.3+ink:0.5", "ink"), ("oil+ink", "ink")],
+    [
+        ("ghibli:0.1", "ghibli"),
+        ("ghibli:0.3+ink:0.5", "ink"),
+        ("oil+ink", "ink"),
+        ("none..ink", "ink"),
+        # Over time, and of equals the one it begins with.
+        ("oil..ink", "oil"),
+        ("oil..ink..ink", "ink"),
+        ("oil..ink..oil:0.9", "ink"),
+    ],
 )
 def test_the_strongest_style_is_told(text, strongest):
     assert read_style(text).strongest.name == strongest
@@ -208,6 +304,13 @@ def test_prompts_go_through_a_recipe(weights):
     assert isinstance(value, str) == (len(prompts) == 1)
 
 
+def test_a_morph_goes_through_a_recipe():
+    prompts = read_style("ink:0.2..ink+oil..none").prompts_for(find_model("osp-mini"), "x")
+    value = prompts_to_recipe(prompts)
+    assert value[0] == {"prompt": "ink painting style, x", "weight": [0.2, 0.5, 0.0]}
+    assert prompts_of_recipe(json.loads(json.dumps(value))) == prompts
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -219,6 +322,12 @@ def test_prompts_go_through_a_recipe(weights):
         [{"prompt": "a", "weight": 1.5}, {"prompt": "b", "weight": -0.5}],
         [{"prompt": 1, "weight": 0.5}, {"prompt": "b", "weight": 0.5}],
         ["a", "b"],
+        [{"prompt": "a", "weight": [0, 1]}, {"prompt": "b", "weight": [1, 0.5]}],
+        [{"prompt": "a", "weight": [0, 1, 0]}, {"prompt": "b", "weight": [1, 1]}],
+        [{"prompt": "a", "weight": [2, -1]}, {"prompt": "b", "weight": [-1, 2]}],
+        [{"prompt": "a", "weight": [0, 0]}, {"prompt": "b", "weight": 1}],
+        [{"prompt": "a", "weight": [1]}],
+        [{"prompt": "a", "weight": ["0", "1"]}, {"prompt": "b", "weight": [1, 0]}],
     ],
 )
 def test_prompts_of_a_recipe_that_was_tampered_with_are_refused(value):

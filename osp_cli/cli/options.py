@@ -59,7 +59,8 @@ StyleOpt = Annotated[
         "--style",
         "-s",
         metavar="NAME[:X]",
-        help="One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture [none]",
+        help="One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads "
+        "from one to the other [none]",
     ),
 ]
 StylizeStyleOpt = Annotated[

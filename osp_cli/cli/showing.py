@@ -190,11 +190,17 @@ def _style_row(plan: Plan, request: GenerateRequest) -> dict[str, str]:
     mix = request.mix
     if mix is None or len(request.prompts) == 1:
         return {}
-    looks = [f"{weight:.3g} {preset.name}" for preset, weight in mix.parts]
+    looks = [f"{weight_text(weight)} {preset.name}" for preset, weight in mix.parts]
     if mix.unstyled:
-        looks.append(f"{mix.unstyled:.3g} unstyled")
+        looks.append(f"{weight_text(mix.unstyled)} unstyled")
     alone = plan.passes_per_step - len(looks) + 1
     return {"style": f"{' + '.join(looks)}, {plan.passes_per_step} passes a step, not {alone}"}
+
+
+def weight_text(weight: float | tuple[float, ...]) -> str:
+    """`0.3`, or `0-1-0` of a weight that changes while the clip plays."""
+    values = weight if isinstance(weight, tuple) else (weight,)
+    return "-".join(f"{value:.3g}" for value in values)
 
 
 def dial_text(name: str, setting: Setting) -> str:

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +41,7 @@ from osp_cli.sampling.step_cache import (
     StepCacheConfig,
     enable_step_cache,
 )
-from osp_cli.style_mix import WeightedPrompt, weight_left
+from osp_cli.style_mix import Weight, WeightedPrompt, sums_along, weight_left, weights_along
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +53,7 @@ class SamplingInputs:
         prompt: what the model reads.
         also: further prompts with their weights. The clip follows the weighted mean of what the
             model answers to each, where `prompt` has the weight that these leave to 1. Each takes
-            one more pass a step.
+            one more pass a step. Weights may change while the clip plays.
         negative_prompt: the other side of classifier-free guidance.
         width, height: of the clip in pixels.
         num_frames: `4k + 1`.
@@ -63,6 +62,8 @@ class SamplingInputs:
         seed: of the noise, drawn on the CPU so that devices agree on it.
         sampler: `euler` or `unipc`.
         step_cache: what may be skipped.
+        span: which part of a whole video the clip is, 0 its first and 1 its last moment; weights
+            that change do so over the whole video.
     """
 
     image: Image.Image | None
@@ -79,11 +80,16 @@ class SamplingInputs:
     sampler: str = "euler"
     step_cache: StepCacheConfig = field(default_factory=NoCacheConfig)
     also: tuple[WeightedPrompt, ...] = ()
+    span: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         weights = [weight for _, weight in self.also]
-        if not (all(weight > 0 for weight in weights) and math.fsum(weights) < 1 + 1e-6):
+        if not (
+            all(map(_is_weight, weights)) and all(total < 1 + 1e-6 for total in sums_along(weights))
+        ):
             raise ValueError(f"weights must be positive and add up to 1 at most, got {weights}")
+        if not 0 <= self.span[0] <= self.span[1] <= 1:
+            raise ValueError(f"span must lie in 0 to 1 and not run backwards, got {self.span}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +119,14 @@ class Conditions:
         projected: phi(s) (Eq. 16); None for text to video, the gamma = 0 case of Eq. 15, and before
             the transformer is there.
         also: `encoder_hidden_states` of further prompts, with their weights; `cond` has the weight
-            that these leave to 1.
+            that these leave to 1. A weight is one number, or one for each latent frame.
     """
 
     cond: Tensor
     uncond: Tensor | None
     first: Tensor | None
     projected: Tensor | None
-    also: tuple[tuple[Tensor, float], ...] = ()
+    also: tuple[tuple[Tensor, Weight], ...] = ()
 
 
 class FlashI2VPipeline:
@@ -207,7 +213,10 @@ class FlashI2VPipeline:
             uncond=encode(inputs.negative_prompt) if guided else None,
             first=first,
             projected=None,
-            also=tuple((encode(text), weight) for text, weight in inputs.also),
+            also=tuple(
+                (encode(prompt.text), weight)
+                for prompt, weight in zip(inputs.also, self._weights(inputs), strict=True)
+            ),
         )
         return conditions if self.transformer is None else self.with_projection(conditions)
 
@@ -224,10 +233,23 @@ class FlashI2VPipeline:
         """epsilon, `(1, channels, latent_frames, h, w)` fp32."""
         generator = torch.Generator().manual_seed(inputs.seed)
         frame = self._empty_frame(inputs)
-        temporal = self.vae.config.scale_factor_temporal
         shape = list(frame.shape)
-        shape[2] = 1 + (inputs.num_frames - 1) // temporal
+        shape[2] = self._num_latent_frames(inputs)
         return torch.randn(shape, generator=generator).to(frame.device)
+
+    def _weights(self, inputs: SamplingInputs) -> list[Weight]:
+        """Of each further prompt: its constant weight, or one for each latent frame.
+
+        Latent frame k of K lies at k / (K - 1) of the clip; one alone is its first moment.
+        """
+        count = self._num_latent_frames(inputs)
+        first, last = inputs.span
+        shares = [index / max(1, count - 1) for index in range(count)]
+        rows = weights_along(inputs.also, [first * (1 - share) + last * share for share in shares])
+        return [
+            tuple(row) if isinstance(prompt.weight, tuple) else prompt.weight
+            for prompt, row in zip(inputs.also, rows, strict=True)
+        ]
 
     def sample(
         self, inputs: SamplingInputs, conditions: Conditions, latents: Tensor
@@ -249,6 +271,7 @@ class FlashI2VPipeline:
 
         Of several prompts it is the weighted mean, `v = sum_i w_i v(prompt_i)`: exact at both ends
         of each weight, for any model. Guidance leads from the unconditional v to that mean.
+        Weights that change are those of each latent frame.
         """
         hidden_states = self.model_input(latents, conditions)
         timestep = timestep.expand(len(latents))
@@ -260,9 +283,9 @@ class FlashI2VPipeline:
         cond = run(conditional_context(0), conditions.cond)
         if conditions.also:
             # A lone prompt is not even multiplied by 1.
-            cond = cond * weight_left(weight for _, weight in conditions.also)
+            cond = cond * _factor(_left([weight for _, weight in conditions.also]), cond)
         for number, (context, weight) in enumerate(conditions.also, 1):
-            cond = cond + weight * run(conditional_context(number), context)
+            cond = cond + _factor(weight, cond) * run(conditional_context(number), context)
         if conditions.uncond is None:
             return cond
         uncond = run(UNCONDITIONAL_CONTEXT, conditions.uncond)
@@ -300,6 +323,10 @@ class FlashI2VPipeline:
             return_dict=False,
         )[0]
         return output
+
+    def _num_latent_frames(self, inputs: SamplingInputs) -> int:
+        every: int = self.vae.config.scale_factor_temporal
+        return 1 + (inputs.num_frames - 1) // every
 
     def _empty_frame(self, inputs: SamplingInputs) -> Tensor:
         """Zero latents of one frame, on the device where all is computed."""
@@ -398,6 +425,25 @@ class Sampling:
             raise ValueError("there is no estimate before the first step")
         latents, velocity, sigma = self._last
         return latents - sigma * velocity
+
+
+def _is_weight(weight: Weight) -> bool:
+    """Whether it is above 0 somewhere and below it nowhere."""
+    values = weight if isinstance(weight, tuple) else (weight,)
+    return all(value >= 0 for value in values) and any(values)
+
+
+def _left(weights: Sequence[Weight]) -> Weight:
+    """What these leave to 1, at each latent frame where one of them changes."""
+    count = max(len(weight) if isinstance(weight, tuple) else 1 for weight in weights)
+    rows = [weight if isinstance(weight, tuple) else (weight,) * count for weight in weights]
+    left = tuple(map(weight_left, zip(*rows, strict=True)))
+    return left if any(isinstance(weight, tuple) for weight in weights) else left[0]
+
+
+def _factor(weight: Weight, velocity: Tensor) -> float | Tensor:
+    """What a velocity is multiplied by: a number, or `(1, 1, latent_frames, 1, 1)`."""
+    return velocity.new_tensor(weight)[:, None, None] if isinstance(weight, tuple) else weight
 
 
 def decode_frames(vae: Any, latents: Tensor) -> NDArray[np.uint8]:

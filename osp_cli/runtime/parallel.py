@@ -46,6 +46,7 @@ from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import Models
 from osp_cli.sampling.hooks import below, find_hook, hooks_changed, register, remove
 from osp_cli.sampling.step_cache import FBCacheConfig
+from osp_cli.style_mix import Weight
 
 # A step that has not ended by then never will; that a process died is noticed at once.
 _TIMEOUT = timedelta(minutes=30)
@@ -418,9 +419,11 @@ def pack(conditions: Conditions, state: SamplingState) -> bytes:
     """The tensors of both as they can be sent; how many steps were done is not among them."""
     tensors: dict[str, Tensor | None] = {
         "latents": state.latents,
-        "weights": torch.tensor([weight for _, weight in conditions.also], dtype=torch.float64),
     }
-    tensors |= {f"also.{index}": tensor for index, (tensor, _) in enumerate(conditions.also)}
+    for index, (tensor, weight) in enumerate(conditions.also):
+        tensors[f"also.{index}"] = tensor
+        # A number, or a row of them.
+        tensors[f"weight.{index}"] = torch.tensor(weight, dtype=torch.float64)
     tensors |= {f"condition.{name}": getattr(conditions, name) for name in _names(type(conditions))}
     tensors |= {f"solver.{name}": tensor for name, tensor in state.solver.items()}
     tensors |= {f"cache.{name}": tensor for name, tensor in state.cache.items()}
@@ -435,15 +438,20 @@ def unpack(
     """What was packed, conditions of that kind, on a device."""
     tensors = {name: tensor.to(device) for name, tensor in load(data).items()}
     there = below(tensors, "condition")
-    also = [
-        (tensors[f"also.{index}"], weight)
-        for index, weight in enumerate(tensors["weights"].tolist())
-    ]
-    conditions = kind(**{name: there.get(name) for name in _names(kind)}, also=tuple(also))
+    weights = below(tensors, "weight")
+    also = tuple(
+        (tensors[f"also.{index}"], _weight_of(weights[str(index)])) for index in range(len(weights))
+    )
+    conditions = kind(**{name: there.get(name) for name in _names(kind)}, also=also)
     state = SamplingState(
         tensors["latents"], step, below(tensors, "solver"), below(tensors, "cache")
     )
     return conditions, state
+
+
+def _weight_of(tensor: Tensor) -> Weight:
+    weight = tensor.tolist()
+    return tuple(weight) if isinstance(weight, list) else weight
 
 
 def _names(kind: type[Conditions]) -> list[str]:

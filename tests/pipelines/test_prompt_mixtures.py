@@ -173,7 +173,108 @@ def test_a_cache_remembers_each_prompt_by_itself(pipeline, inputs, kind):
     assert sampling.cache.entered.total() == 4 * 3
 
 
-@pytest.mark.parametrize("weights", [(1.1,), (0.5, 0.6), (-0.1,), (0.0, 0.5), (float("nan"),)])
+# --- weights that change while the clip plays ----------------------------------------------------
+
+RISING, FALLING = (0.0, 1.0), (1.0, 0.0)
+
+
+@pytest.fixture
+def long(inputs):
+    """Five latent frames."""
+    return replace(inputs, num_frames=17)
+
+
+@every_guidance
+def test_each_latent_frame_has_its_own_weights(pipeline, long, scale):
+    long = replace(long, guidance_scale=scale)
+    alone = [velocity_of(pipeline, replace(long, prompt=text)) for text in (STYLED, OTHER, PLAIN)]
+    weights = [(1.0, 0.0, 0.0), (0.0, 0.5, 0.5), (0.0, 0.5, 0.5)]
+    made = velocity_of(pipeline, mixed(long, *zip((STYLED, OTHER, PLAIN), weights, strict=True)))
+    for frame, left in enumerate((1, 0.5, 0, 0, 0)):
+        shares = (left, (1 - left) / 2, (1 - left) / 2)
+        mean = sum(share * v[:, :, frame] for share, v in zip(shares, alone, strict=True))
+        torch.testing.assert_close(made[:, :, frame], mean)
+    assert not torch.allclose(alone[0], alone[1])
+
+
+@every_cache
+@every_guidance
+@pytest.mark.parametrize("sampler", ["euler", "unipc"])
+def test_both_ends_of_a_morph_are_the_pure_styles_to_the_bit(
+    pipeline, long, play, cache, scale, sampler
+):
+    """Where each latent frame is made by itself; caches sit on blocks, which are not there."""
+
+    def velocity(hidden_states, timestep, context, _features):
+        return hidden_states * 0.3 + context.float().mean() + timestep / 1000
+
+    play(velocity)
+    long = replace(long, guidance_scale=scale, sampler=sampler)
+    first = latents_of(pipeline, replace(long, prompt=STYLED))
+    last = latents_of(pipeline, replace(long, prompt=OTHER))
+    made = latents_of(pipeline, mixed(long, (STYLED, FALLING), (OTHER, RISING)))
+    assert torch.equal(made[:, :, 0], first[:, :, 0])
+    assert torch.equal(made[:, :, -1], last[:, :, -1])
+    assert not torch.equal(first, last)
+    for frame in (1, 2, 3):
+        mean = first[:, :, frame].lerp(last[:, :, frame], frame / 4)
+        torch.testing.assert_close(made[:, :, frame], mean)
+
+
+@every_cache
+def test_a_weight_that_does_not_change_is_a_plain_mixture(pipeline, long, cache):
+    long = replace(long, num_inference_steps=STEPS, step_cache=cache)
+    plain = latents_of(pipeline, mixed(long, (STYLED, 0.7), (OTHER, 0.3)))
+    made = latents_of(pipeline, mixed(long, (STYLED, (0.7, 0.7)), (OTHER, (0.3, 0.3))))
+    torch.testing.assert_close(made, plain)
+
+
+@every_cache
+def test_a_morph_takes_a_pass_for_each_style_and_goes_on_to_the_same_bits(pipeline, long, cache):
+    long = replace(long, num_inference_steps=STEPS, step_cache=cache, guidance_scale=2.0)
+    long = mixed(long, (STYLED, FALLING), (OTHER, RISING))
+    expected = latents_of(pipeline, long)
+    with torch.no_grad(), pipeline.sampling(long, pipeline.condition(long)) as sampling:
+        for _ in sampling.steps():
+            if sampling.step == 3:
+                break
+        state = sampling.state()
+        assert set(sampling.cache.entered) <= {"cond", "cond1", "uncond"}
+    assert torch.equal(latents_of(pipeline, long, state), expected)
+
+
+def test_a_clip_of_a_longer_video_has_the_weights_of_its_part(pipeline, long):
+    """What a window of it would be given: the middle half of a way from one style to another."""
+    window = mixed(long, (STYLED, FALLING), (OTHER, RISING), span=(0.25, 0.75))
+    [(_, weights)] = pipeline.condition(window).also
+    assert weights == (0.25, 0.375, 0.5, 0.625, 0.75)
+    whole = replace(window, span=(0.0, 1.0))
+    assert pipeline.condition(whole).also[0][1] == (0.0, 0.25, 0.5, 0.75, 1.0)
+    [(_, alone)] = pipeline.condition(replace(whole, num_frames=1)).also
+    assert alone == (0.0,)
+    assert latents_of(pipeline, replace(whole, num_frames=1)).shape[2] == 1
+
+
+@pytest.mark.parametrize("span", [(0.5, 0.4), (-0.1, 1.0), (0.0, 1.1), (float("nan"), 1.0)])
+def test_an_impossible_span_is_refused(inputs, span):
+    with pytest.raises(ValueError, match="span must lie in 0 to 1"):
+        replace(inputs, span=span)
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        (1.1,),
+        (0.5, 0.6),
+        (-0.1,),
+        (0.0, 0.5),
+        (float("nan"),),
+        ((0.0, 0.0),),
+        ((0.0, 1.1),),
+        ((0.0, 1.0, 0.0), (0.2, 0.2)),
+        ((0.5, -0.5),),
+    ],
+)
 def test_impossible_weights_are_refused(inputs, weights):
     with pytest.raises(ValueError, match="add up to 1 at most"):
         replace(inputs, also=tuple(WeightedPrompt("x", weight) for weight in weights))

@@ -434,7 +434,7 @@ def test_what_is_sent_arrives():
         uncond=None,
         first=tensors[1],
         projected=tensors[2],
-        also=((tensors[3].bfloat16(), 0.3), (tensors[4], 0.1)),
+        also=((tensors[3].bfloat16(), 0.3), (tensors[4], (0.1, 0.05, 0.0))),
         known=tensors[8],
         image_embeds=tensors[9],
     )
@@ -443,7 +443,7 @@ def test_what_is_sent_arrives():
     assert got.uncond is None
     for name in ("cond", "first", "projected", "known", "image_embeds"):
         assert torch.equal(getattr(got, name), getattr(conditions, name))
-    assert [weight for _, weight in got.also] == [0.3, 0.1]
+    assert [weight for _, weight in got.also] == [0.3, (0.1, 0.05, 0.0)]
     assert got.also[0][0].dtype == torch.bfloat16
     assert torch.equal(got.also[0][0], conditions.also[0][0])
     assert torch.equal(where.latents, state.latents)
