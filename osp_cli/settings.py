@@ -299,6 +299,11 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
     Raises:
         InvalidRequestError: no recipe of these commands, or one that was tampered with.
     """
+    if recipe.get("command") == "sheet":
+        raise InvalidRequestError(
+            f"{called} is a sheet of several videos, one of them can be made again",
+            hint=f"they are in the folder {recipe.get('folder')!r} beside it",
+        )
     if recipe.get("command") not in COMMANDS:
         raise InvalidRequestError(f"{called} was not made by osp {' or '.join(COMMANDS)}")
     values: dict[str, Any] = {}

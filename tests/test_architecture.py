@@ -29,6 +29,7 @@ FLOORS = [
         "plan",
         "events",
         "settings",
+        "sheets",
         "registry",
         "errors",
         "host",

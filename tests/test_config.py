@@ -92,7 +92,7 @@ def test_byte_order_marks_and_windows_lines_are_nothing(written):
         ("steps = 3\n[generate]\nstepz = 3\n", "a.toml, line 3", "stepz", "steps"),
         ("# [generate]\n[ generate ] # mine\n\n'Seed' = 3", "a.toml, line 4", "Seed", "seed"),
         ("negativ-prompt = 'x'", "a.toml, line 1", "negativ-prompt", "negative-prompt"),
-        ("[stylize]\nsteps = 3", "a.toml", "stylize", "style"),
+        ("[stylise]\nsteps = 3", "a.toml", "stylise", "style"),
     ],
 )
 def test_unknown_keys_are_told_with_line_and_guess(written, text, place, key, guess):

@@ -67,6 +67,7 @@ VALUES = {
     # What stands around a name is no part of it.
     .filter(lambda choices: all(choice.name == choice.name.strip() for choice in choices))
     .map(Loras),
+    "strength": finite,
     "preview": line,
     "metadata": st.booleans(),
     "model": line,
@@ -295,7 +296,7 @@ def test_every_dial_has_one_name_field_and_variable():
 def test_flags_without_values_and_short_ones_are_the_command_line_s():
     options = {
         option.opts[0]: option
-        for option in typer.main.get_command(app).commands["generate"].params
+        for option in typer.main.get_command(app).commands["stylize"].params
         if option.opts[0].startswith("--")
     }
     for dial in DIALS.values():

@@ -293,7 +293,7 @@ def _text_of(recipe: Mapping[str, Any], call: Call) -> str | None:
 
 def _source_name(recipe: Mapping[str, Any]) -> Any:
     """The file name of what a recipe's video was made of; None where that was a text."""
-    return recipe.get("image") or recipe.get("video")
+    return recipe["image"] if recipe.get("image") is not None else recipe.get("video")
 
 
 def _source_of(recipe: Mapping[str, Any], path: Path, call: Call) -> str | None:
