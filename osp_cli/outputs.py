@@ -114,6 +114,11 @@ def check_output_name(output: Path) -> None:
         )
 
 
+def takes_sound(output: Path) -> bool:
+    """Whether an output can hold sound: an MP4, in a file or on stdout."""
+    return output == STDOUT or output.suffix.lower() == ".mp4"
+
+
 def is_possible_path(path: Path) -> bool:
     """Whether any file could have this name; text out of a file may be no such thing."""
     try:

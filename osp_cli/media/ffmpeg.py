@@ -7,10 +7,10 @@ import contextlib
 import signal
 import subprocess
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 from osp_cli.errors import OspError, RuntimeFailureError, UnreadableMediaError
 from osp_cli.media.files import file_too_large, no_space
@@ -83,22 +83,22 @@ def encode_frames(
         encoder.finish()
 
 
-class Encoder:
-    """An ffmpeg process that is fed frames; killed when its block ends in an exception.
+class _Process:
+    """An ffmpeg whose words are read all the time, and that never outlives its block.
 
     Should this process be killed itself, the pipe closes and ffmpeg ends on its own.
 
     Args:
-        command: the program and its arguments; `pipe:0` among its inputs.
-        path: the file being made, for the words of an error only.
+        command: the program and its arguments.
+        stdin: where it reads from, a pipe of ours or nothing; it writes to a pipe when this is not.
+        num_first: how many of the first lines that it says are kept, besides the last ten.
     """
 
-    def __init__(self, command: Sequence[str], path: Path) -> None:
-        self._path = path
-        self._process = _start(command)
-        assert self._process.stdin is not None
+    def __init__(self, command: Sequence[str], *, stdin: int, num_first: int = 0) -> None:
+        self._process = _start(command, stdin=stdin)
         assert self._process.stderr is not None
-        self._stdin: IO[bytes] = self._process.stdin
+        self._num_first = num_first
+        self._first: list[str] = []
         self._tail: collections.deque[str] = collections.deque(maxlen=10)
         # Read all the time: a full pipe would stop ffmpeg, and then us, for ever.
         self._reader = threading.Thread(
@@ -106,7 +106,7 @@ class Encoder:
         )
         self._reader.start()
 
-    def __enter__(self) -> Encoder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -114,8 +114,32 @@ class Encoder:
         self._process.kill()
         self._process.wait()
         self._reader.join()
-        with contextlib.suppress(OSError):
-            self._stdin.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+    def _drain(self, stderr: IO[bytes]) -> None:
+        with stderr:
+            for line in stderr:
+                if text := line.decode(errors="replace").strip():
+                    kept = self._first if len(self._first) < self._num_first else self._tail
+                    kept.append(text)
+
+
+class Encoder(_Process):
+    """An ffmpeg process that is fed frames; killed when its block ends in an exception.
+
+    Args:
+        command: the program and its arguments; `pipe:0` among its inputs.
+        path: the file being made, for the words of an error only.
+    """
+
+    def __init__(self, command: Sequence[str], path: Path) -> None:
+        super().__init__(command, stdin=subprocess.PIPE)
+        self._path = path
+        assert self._process.stdin is not None
+        self._stdin: IO[bytes] = self._process.stdin
 
     def write(self, frame: NDArray[np.uint8]) -> None:
         """Hand over one frame; waits while ffmpeg is busy."""
@@ -132,18 +156,54 @@ class Encoder:
         if self._process.wait() != 0:
             raise self._failure()
 
-    def _drain(self, stderr: IO[bytes]) -> None:
-        with stderr:
-            for line in stderr:
-                if text := line.decode(errors="replace").strip():
-                    self._tail.append(text)
-
     def _failure(self) -> OspError:
         with contextlib.suppress(OSError):
             self._stdin.close()
         code = self._process.wait()
         self._reader.join()
         return _failure(code, "; ".join(self._tail), self._path)
+
+
+class Decoder(_Process):
+    """An ffmpeg process whose output is read; killed when its block ends, wherever it then is.
+
+    Args:
+        arguments: inputs and outputs, `pipe:1` among the latter.
+        loglevel: how much it says.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, loglevel: str = "error") -> None:
+        # What a file may refer to is other files here, nothing on the network.
+        safe = ("-nostdin", "-nostats", "-protocol_whitelist", "file,pipe")
+        command = [ffmpeg_exe(), "-hide_banner", "-loglevel", loglevel, *safe, *arguments]
+        super().__init__(command, stdin=subprocess.DEVNULL, num_first=500)
+        assert self._process.stdout is not None
+        self._stdout: IO[bytes] = self._process.stdout
+
+    def fill(self, buffer: memoryview) -> bool:
+        """Fill `buffer` with the next bytes; False where the output ends before it is full."""
+        filled = 0
+        while filled < len(buffer):
+            count = self._stdout.readinto(buffer[filled:])  # type: ignore[attr-defined]
+            if not count:
+                return False
+            filled += count
+        return True
+
+    def lines(self) -> Iterator[bytes]:
+        """The output line by line."""
+        return iter(self._stdout)
+
+    def finish(self) -> int:
+        """Wait for the end of a process whose output was read to its end; its exit code."""
+        code = self._process.wait()
+        self._reader.join()
+        return code
+
+    @property
+    def said(self) -> list[str]:
+        """What it said: all of it after `finish`, but for the middle of a long story."""
+        return [*self._first, *self._tail]
 
 
 def run_ffmpeg(

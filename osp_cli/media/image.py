@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageCms
 
 from osp_cli.errors import UnreadableMediaError
+from osp_cli.media.fitting import cover_size as cover_size
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,13 +177,6 @@ def cover_resize_crop(image: Image.Image, width: int, height: int) -> Image.Imag
         min((top + height) * step_y, image.height),
     )
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-
-
-def cover_size(source_width: int, source_height: int, width: int, height: int) -> tuple[int, int]:
-    """The smallest size of the source's aspect ratio that covers `width` x `height`."""
-    if source_width * height >= source_height * width:
-        return -(-source_width * height // source_height), height
-    return width, -(-source_height * width // source_width)
 
 
 def to_tensor_values(image: Image.Image) -> NDArray[np.float32]:

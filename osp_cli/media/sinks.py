@@ -24,8 +24,9 @@ from osp_cli.media.frame_folder import frames_folder as frames_folder
 from osp_cli.media.recipes import canonical_json as canonical_json
 from osp_cli.media.recipes import read_recipe as read_recipe
 from osp_cli.media.recipes import sidecar_path as sidecar_path
+from osp_cli.media.sound import AudioTrack
 from osp_cli.media.video import write_video
-from osp_cli.outputs import STDOUT
+from osp_cli.outputs import STDOUT, takes_sound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +37,13 @@ _FRAMES_SUFFIX = ".png"
 
 
 class Sink(Protocol):
-    """Takes the frames of one clip, and leaves a whole result or nothing."""
+    """Takes the frames of one clip, and leaves a whole result or nothing.
+
+    Attributes:
+        notices: sentences about the result, complete once `write` has returned.
+    """
+
+    notices: list[str]
 
     def write(self, frames: Iterable[NDArray[np.uint8]]) -> Saved:
         """Save all frames, uint8 RGB `(height, width, 3)` each.
@@ -94,6 +101,7 @@ def open_sink(
     recipe: Mapping[str, Any],
     overwrite: bool = False,
     metadata: bool = True,
+    audio: AudioTrack | None = None,
 ) -> Sink:
     """The sink for an output, chosen by its name.
 
@@ -103,6 +111,8 @@ def open_sink(
         recipe: what made the clip, as plain JSON values; kept in the file and beside it.
         overwrite: replace what is there.
         metadata: with False no recipe is kept, and one that would be stale is removed.
+        audio: sound to go with the frames; only videos take it (`takes_sound`), other outputs and
+            sound that cannot be used give a notice.
 
     Raises:
         InvalidRequestError: as `check_output`.
@@ -111,10 +121,17 @@ def open_sink(
     check_output(output, overwrite=overwrite, fps=fps)
     kept = recipe if metadata else None
     if output == STDOUT:
-        return StreamSink(fps=fps, recipe=kept)
+        return StreamSink(fps=fps, recipe=kept, audio=audio)
+    silent = [] if audio is None or takes_sound(output) else [_no_sound(output)]
     if output.suffix.lower() == _FRAMES_SUFFIX:
-        return FramesSink(output, recipe=kept, overwrite=overwrite)
-    return FileSink(output, fps=fps, recipe=kept, overwrite=overwrite)
+        frames_sink = FramesSink(output, recipe=kept, overwrite=overwrite)
+        frames_sink.notices += silent
+        return frames_sink
+    sink = FileSink(
+        output, fps=fps, recipe=kept, overwrite=overwrite, audio=None if silent else audio
+    )
+    sink.notices += silent
+    return sink
 
 
 class FileSink:
@@ -125,6 +142,7 @@ class FileSink:
         fps: frames per second.
         recipe: kept in the file and in the sidecar; None removes the sidecar that was there.
         overwrite: replace an existing clip and sidecar.
+        audio: sound of an `.mp4`.
     """
 
     def __init__(
@@ -134,11 +152,14 @@ class FileSink:
         fps: int | float | Fraction,
         recipe: Mapping[str, Any] | None,
         overwrite: bool,
+        audio: AudioTrack | None = None,
     ) -> None:
+        self.notices: list[str] = []
         self._path = path
         self._fps = fps
         self._recipe = recipe
         self._overwrite = overwrite
+        self._audio = audio
 
     def write(self, frames: Iterable[NDArray[np.uint8]]) -> Saved:
         """Encode all frames and save both files (see `Sink`)."""
@@ -151,8 +172,9 @@ class FileSink:
                 # Entered first, so renamed last: a sidecar never stands beside a missing clip.
                 part = stack.enter_context(atomic_output(sidecar, overwrite=self._overwrite))
                 part.write_bytes(_recipe_file(self._recipe))
+            sound = {} if self._audio is None else _sound(self._audio, self.notices)
             num_bytes = _writer(path)(
-                frames, path, fps=self._fps, comment=comment, overwrite=self._overwrite
+                frames, path, fps=self._fps, comment=comment, overwrite=self._overwrite, **sound
             )
         if self._recipe is None and self._overwrite:
             sidecar.unlink(missing_ok=True)
@@ -169,6 +191,7 @@ class FramesSink:
     """
 
     def __init__(self, pattern: Path, *, recipe: Mapping[str, Any] | None, overwrite: bool) -> None:
+        self.notices: list[str] = []
         self._pattern = pattern
         self._recipe = recipe
         self._overwrite = overwrite
@@ -187,9 +210,18 @@ class StreamSink:
     Args:
         fps: frames per second.
         recipe: kept in the comment tag; None for none.
+        audio: sound to go with the frames.
     """
 
-    def __init__(self, *, fps: int | float | Fraction, recipe: Mapping[str, Any] | None) -> None:
+    def __init__(
+        self,
+        *,
+        fps: int | float | Fraction,
+        recipe: Mapping[str, Any] | None,
+        audio: AudioTrack | None = None,
+    ) -> None:
+        self.notices: list[str] = []
+        self._audio = audio
         self._fps = fps
         self._recipe = recipe
 
@@ -202,7 +234,8 @@ class StreamSink:
         with tempfile.TemporaryDirectory(prefix="osp-", ignore_cleanup_errors=True) as folder:
             clip = Path(folder) / "clip.mp4"
             try:
-                num_bytes = write_video(frames, clip, fps=self._fps, comment=comment)
+                sound = {} if self._audio is None else _sound(self._audio, self.notices)
+                num_bytes = write_video(frames, clip, fps=self._fps, comment=comment, **sound)
             except WontFitError as error:
                 raise WontFitError(
                     f"no space left in {tempfile.gettempdir()} to prepare the video",
@@ -227,6 +260,16 @@ def _check_stdout() -> None:
 def _writer(path: Path) -> Callable[..., int]:
     """Looked up at each call, so that a test can put a failing one in its place."""
     return {".gif": write_gif, ".webp": write_webp}.get(path.suffix.lower(), write_video)
+
+
+def _sound(audio: AudioTrack, notices: list[str]) -> dict[str, Any]:
+    """What `write_video` is told about sound."""
+    return {"audio": audio, "notices": notices}
+
+
+def _no_sound(output: Path) -> str:
+    kind = "frames" if output.suffix.lower() == _FRAMES_SUFFIX else f"a {output.suffix[1:].upper()}"
+    return f"{kind} cannot hold the sound: -o {output.with_suffix('.mp4').name} would keep it"
 
 
 def _recipe_file(recipe: Mapping[str, Any]) -> bytes:

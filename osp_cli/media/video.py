@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from osp_cli.errors import UnreadableMediaError
 from osp_cli.media.ffmpeg import encode_frames, run_ffmpeg
 from osp_cli.media.files import atomic_output
+from osp_cli.media.sound import AudioTrack, prepared_sound
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,11 +70,13 @@ def write_video(
     comment: str | None = None,
     crf: int = 16,
     overwrite: bool = True,
+    audio: AudioTrack | None = None,
+    notices: list[str] | None = None,
 ) -> int:
     """Encode frames as an MP4 that plays everywhere: H.264 High, yuv420p, BT.709, index first.
 
-    Equal frames, fps and comment give equal bytes with the same ffmpeg build. The file appears
-    whole or not at all. Frames are pulled one at a time, so they may be a generator.
+    Equal frames, fps, comment and sound give equal bytes with the same ffmpeg build. The file
+    appears whole or not at all. Frames are pulled one at a time, so they may be a generator.
 
     Args:
         frames: uint8 RGB of shape `(height, width, 3)` each, all of one size, both sides even;
@@ -83,6 +86,8 @@ def write_video(
         comment: text kept in the file's comment tag.
         crf: constant rate factor of x264, 0 (lossless) to 51; 16 looks the same as the source.
         overwrite: replace an existing file.
+        audio: sound to go with the frames. Sound that cannot be used leaves a silent video.
+        notices: takes a sentence when the video is silent in spite of `audio`.
 
     Returns:
         The size of the file in bytes.
@@ -99,10 +104,13 @@ def write_video(
     with (
         atomic_output(path, overwrite=overwrite) as part,
         _metadata_file(comment) as metadata,
+        _sound_file(audio, notices) as sound,
     ):
         arguments = [
             *(("-f", "ffmetadata", "-i", metadata) if metadata else ()),
+            *(("-copyts", "-i", sound) if sound else ()),
             *("-map", "0:v", "-map_metadata", "1" if metadata else "-1"),
+            *(("-map", f"{2 if metadata else 1}:a", "-c:a", "copy") if sound else ()),
             *("-filter_threads", "1", "-vf", _TO_YUV),
             *("-c:v", "libx264", "-preset", "medium", "-profile:v", "high", "-crf", str(crf)),
             *("-threads", str(_ENCODER_THREADS), "-pix_fmt", "yuv420p"),
@@ -182,6 +190,16 @@ def read_comment(path: str | Path) -> str | None:
         if line.startswith("comment="):
             return re.sub(r"\\(.)", r"\1", line.removeprefix("comment="), flags=re.DOTALL)
     return None
+
+
+@contextlib.contextmanager
+def _sound_file(audio: AudioTrack | None, notices: list[str] | None) -> Iterator[str | None]:
+    """The sound as an input of its own, None for a silent video."""
+    if audio is None:
+        yield None
+        return
+    with prepared_sound(audio, [] if notices is None else notices) as path:
+        yield None if path is None else f"file:{path}"
 
 
 @contextlib.contextmanager

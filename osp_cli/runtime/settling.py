@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from osp_cli.events import Planned
 from osp_cli.hub.hashes import weights_hash
 from osp_cli.hub.whole import whole_weights_dir
 from osp_cli.media.files import check_free_space
+from osp_cli.media.fitting import fit_notice
 from osp_cli.media.image import (
     LoadedImage,
     choose_bucket,
@@ -210,17 +211,10 @@ def _choose_size(request: GenerateRequest, loaded: LoadedImage | None) -> tuple[
     return choose_bucket(loaded.image.width, loaded.image.height, request.sizes)
 
 
-def _fit_notices(loaded: LoadedImage, size: tuple[int, int]) -> Iterator[str]:
+def _fit_notices(loaded: LoadedImage, size: tuple[int, int]) -> list[str]:
     """Says what the crop takes away, when it is more than a sliver."""
-    source = loaded.image.width / loaded.image.height
-    target = size[0] / size[1]
-    kept = min(source, target) / max(source, target)
-    if kept < 0.97:
-        sides = "left and right" if source > target else "top and bottom"
-        yield (
-            f"the picture of {loaded.image.width}x{loaded.image.height} fills {size[0]}x{size[1]}, "
-            f"{1 - kept:.0%} of it is cut at {sides}"
-        )
+    notice = fit_notice(loaded.image.size, size)
+    return [] if notice is None else [notice]
 
 
 def _recipe(request: GenerateRequest, prepared: _Prepared) -> dict[str, object]:
