@@ -15,9 +15,10 @@ from osp_cli.events import Event, Notice, Saved, StageFinished, StageStarted
 from osp_cli.media.files import check_writable
 from osp_cli.media.grid import grid_frames, table_frames
 from osp_cli.media.image import cover_resize_crop, load_image
+from osp_cli.media.kinds import is_video_file
 from osp_cli.media.sheet import contact_sheet, labelled_grid, save_sheet
 from osp_cli.media.sinks import check_output, open_sink
-from osp_cli.media.source_video import is_video_file, probe_source, read_frames
+from osp_cli.media.source_video import probe_source, read_frames
 from osp_cli.requests import Sheet
 from osp_cli.sheets import STILL_SHEETS
 
