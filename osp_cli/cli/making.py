@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from osp_cli.cli import console
 from osp_cli.errors import (
@@ -18,7 +18,7 @@ from osp_cli.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from osp_cli.cli.display import Display
     from osp_cli.cli.intake import Asked, Call
@@ -35,6 +35,22 @@ class Manner:
     as_json: bool
     quiet: bool
     verbose: bool
+
+
+def flags_of(typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The dials among a command's parameters, which bear their fields' names; None where not given.
+
+    Args:
+        typed: values of the parameters by name.
+
+    Raises:
+        InvalidRequestError: `--lora none` beside others.
+    """
+    from osp_cli.dials import DIALS, joined_loras
+
+    fields = {dial.field for dial in DIALS.values()} | {"width", "height"}
+    flags = {name: value for name, value in typed.items() if name in fields - {"prompt"}}
+    return {**flags, "loras": joined_loras(flags["loras"]) if flags["loras"] else None}
 
 
 def make(call: Call, started: float, manner: Manner) -> None:

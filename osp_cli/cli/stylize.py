@@ -35,15 +35,15 @@ def stylize(
     size: opt.SizeOpt = None,
     width: opt.WidthOpt = None,
     height: opt.HeightOpt = None,
-    frames: opt.FramesOpt = None,
+    num_frames: opt.FramesOpt = None,
     seconds: opt.SecondsOpt = None,
     fps: opt.FpsOpt = None,
-    steps: opt.StepsOpt = None,
-    cfg: opt.CfgOpt = None,
+    num_inference_steps: opt.StepsOpt = None,
+    guidance_scale: opt.CfgOpt = None,
     cutoff: opt.CutoffOpt = None,
     shift: opt.ShiftOpt = None,
     sampler: opt.SamplerOpt = None,
-    lora: opt.LoraOpt = None,
+    loras: opt.LoraOpt = None,
     cache: opt.CacheOpt = None,
     cache_start: opt.CacheStartOpt = None,
     preview: opt.PreviewOpt = None,
@@ -57,7 +57,7 @@ def stylize(
     quant: opt.QuantOpt = None,
     attention: opt.AttentionOpt = None,
     vae_tiling: opt.VaeTilingOpt = None,
-    compile_blocks: opt.CompileOpt = None,
+    compile: opt.CompileOpt = None,
     gpus: opt.GpusOpt = None,
     max_vram: opt.MaxVramOpt = None,
     max_ram: opt.MaxRamOpt = None,
@@ -72,13 +72,12 @@ def stylize(
     debug: opt.DebugOpt = False,
 ) -> None:
     """Turn pictures and videos into clips in a style."""
-    started = time.monotonic()
+    started, typed = time.monotonic(), dict(locals())
     # Here, as `osp --help` needs none of it.
     from osp_cli.cli.inputs import split_arguments, unfolded
     from osp_cli.cli.intake import Call
-    from osp_cli.cli.making import Manner, make, print_settings
+    from osp_cli.cli.making import Manner, flags_of, make, print_settings
     from osp_cli.config import stored_layers
-    from osp_cli.dials import joined_loras
 
     if offline:
         # A run fetches nothing by itself; this keeps every library from trying.
@@ -95,41 +94,7 @@ def stylize(
         inputs=tuple(names),
         prompt=prompt,
         notices=tuple(notices),
-        flags={
-            "style": style,
-            "negative_prompt": negative_prompt,
-            "output": output,
-            "size": size,
-            "width": width,
-            "height": height,
-            "num_frames": frames,
-            "seconds": seconds,
-            "fps": fps,
-            "num_inference_steps": steps,
-            "guidance_scale": cfg,
-            "shift": shift,
-            "sampler": sampler,
-            "loras": joined_loras(lora) if lora else None,
-            "cutoff": cutoff,
-            "seed": seed,
-            "count": count,
-            "strength": strength,
-            "cache": cache,
-            "cache_start": cache_start,
-            "preview": preview,
-            "metadata": metadata,
-            "model": model,
-            "device": device,
-            "dtype": dtype,
-            "offload": offload,
-            "quant": quant,
-            "attention": attention,
-            "vae_tiling": vae_tiling,
-            "compile": compile_blocks,
-            "gpus": gpus,
-            "max_vram": max_vram,
-            "max_ram": max_ram,
-        },
+        flags=flags_of(typed),
         overwrite=overwrite,
         recipe_file=from_recipe,
         batch_file=from_file,
