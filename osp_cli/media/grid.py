@@ -182,6 +182,8 @@ def _table(
                 places.append((index, columns.index(column)))
         shape = (len(rows), len(columns))
         cell = _cell_size(players[0].image.size, shape, cell_width)
+        beside = _table_left(list(rows), cell[0])
+        cell = _cell_size(players[0].image.size, shape, cell_width, beside)
         yield from _play(_table_page(list(rows), columns, places, cell, title), players)
     finally:
         _close(players)
@@ -232,9 +234,8 @@ def _table_page(
     """The page of a table; `places` are row and column of each clip."""
     font = label_font(cell[0])
     line = line_height(font)
-    # No label takes more room than a cell.
     names = [shortened(label, font, cell[0]) for label in row_labels]
-    left = 2 * GAP + max(int(font.getlength(name)) for name in names)
+    left = _table_left(row_labels, cell[0])
     top = GAP + (line + GAP) * (1 + bool(title))
     step = cell[0] + GAP, cell[1] + GAP
     page = _blank(left + len(column_labels) * step[0], top + len(row_labels) * step[1])
@@ -249,14 +250,24 @@ def _table_page(
     return _Page(page, corners, cell)
 
 
+def _table_left(row_labels: list[str], cell_width: int) -> int:
+    """Where a table's cells begin; no label takes more room than a cell."""
+    font = label_font(cell_width)
+    names = [shortened(label, font, cell_width) for label in row_labels]
+    return 2 * GAP + max(int(font.getlength(name)) for name in names)
+
+
 def _cell_size(
-    clip: tuple[int, int], shape: tuple[int, int], cell_width: int | None
+    clip: tuple[int, int], shape: tuple[int, int], cell_width: int | None, beside: int = GAP
 ) -> tuple[int, int]:
-    """Width and height of a cell for clips of some size, in so many rows and columns."""
+    """Width and height of a cell for clips of some size, in so many rows and columns.
+
+    `beside` is the room to the left of all.
+    """
     width, height = clip
     if cell_width is None:
         num_rows, num_columns = shape
-        wide = (LONGEST_SIDE - GAP) // num_columns - GAP
+        wide = (LONGEST_SIDE - beside) // num_columns - GAP
         # Each row has a line of text too, of 30 pixels at most with its gaps.
         tall = (LONGEST_SIDE - GAP) // num_rows - 30
         cell_width = max(_NARROWEST, min(width, wide, tall * width // height))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from osp_cli.media.sinks import canonical_json
 from osp_cli.outputs import LATENTS_SUFFIX, STDOUT, latents_path
 from osp_cli.pipelines.flash_i2v import SamplingState
 from osp_cli.registry import weights_home
+from osp_cli.runtime.stillness import CacheWatch
 
 _FORMAT = "osp-latents-1"
 
@@ -40,6 +41,7 @@ class Frozen:
         num_steps: of the sampler; with `state.step` at this number the clip only wants decoding.
         state: where sampling stands.
         image: the first frame at the clip's size; None for text to video.
+        watch: over its step cache; empty where nothing was skipped.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class Frozen:
     num_steps: int
     state: SamplingState
     image: Image.Image | None
+    watch: CacheWatch = field(default_factory=CacheWatch)
 
     @property
     def is_sampled(self) -> bool:
@@ -60,6 +63,7 @@ def freeze(
     state: SamplingState,
     num_steps: int,
     image: Image.Image | None,
+    watch: CacheWatch | None = None,
 ) -> Path:
     """Save a clip beside its output, or where the program keeps its own files if that fails.
 
@@ -79,6 +83,11 @@ def freeze(
         "step": str(state.step),
         "num_steps": str(num_steps),
     }
+    # Of a finished clip of which nothing was skipped there is nothing to be judged any more.
+    if watch is not None and watch.before is not None and (watch.skipped or state.step < num_steps):
+        tensors["before_skips"] = watch.before
+    if watch is not None and watch.skipped:
+        metadata["skipped"] = json.dumps(sorted(watch.skipped))
     data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata)
     if output != STDOUT:
         try:
@@ -110,13 +119,17 @@ def thaw(path: Path) -> Frozen:
             tensors["latents"], step, _below("solver.", tensors), _below("cache.", tensors)
         )
         image = Image.fromarray(tensors["image"].numpy()) if "image" in tensors else None
+        skipped = {int(number) for number in json.loads(metadata.get("skipped", "[]"))}
+        watch = CacheWatch(skipped, tensors.get("before_skips"))
         if not 0 <= step <= num_steps or state.latents.ndim != 5:
             raise ValueError("steps or shape make no sense")
     except FileNotFoundError as error:
         raise UnreadableMediaError(f"{path} does not exist") from error
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UnreadableMediaError(f"{path} is damaged: {error}") from error
-    return Frozen(path=path, recipe=recipe, num_steps=num_steps, state=state, image=image)
+    return Frozen(
+        path=path, recipe=recipe, num_steps=num_steps, state=state, image=image, watch=watch
+    )
 
 
 def spare_folder() -> Path:

@@ -30,6 +30,7 @@ from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import Models
 from osp_cli.runtime.settling import Clip, settle
 from osp_cli.runtime.stages import decode, sample
+from osp_cli.runtime.stillness import CacheWatch, stillness_notice
 from osp_cli.stopping import StopSignal
 
 # A preview is drawn about so many times while a clip is sampled.
@@ -92,14 +93,15 @@ def _run(request: GenerateRequest, stop: StopSignal, models: Models) -> Iterator
     yield Planned(clip.plan)
     yield from map(Notice, notices)
     if clip.frozen is not None and clip.frozen.is_sampled:
-        latents, kept = clip.frozen.state.latents, clip.frozen.path
+        latents, kept, watch = clip.frozen.state.latents, clip.frozen.path, clip.frozen.watch
     else:
         sampled = yield from sample(clip, models, stop)
         clip, latents, kept = sampled.clip, sampled.sampling.latents, sampled.kept
+        watch = sampled.watch
         # It holds on to the transformer.
         del sampled
     with _keeping(kept, clip, stop), _explained(request):
-        saved = yield from _finish(clip, models, latents)
+        saved = yield from _finish(clip, models, latents, watch)
     try:
         yield saved
     finally:
@@ -133,10 +135,22 @@ def _keeping(kept: Path, clip: Clip, stop: StopSignal) -> Iterator[None]:
         ) from error
 
 
-def _finish(clip: Clip, models: Models, latents: torch.Tensor) -> Generator[Event, None, Saved]:
+def _finish(
+    clip: Clip, models: Models, latents: torch.Tensor, watch: CacheWatch
+) -> Generator[Event, None, Saved]:
     """From latents to the file under its final name; returns the event that tells of it."""
     request = clip.request
     clip, frames = yield from decode(clip, models, latents)
+    told = stillness_notice(
+        watch,
+        request.cache,
+        request.num_inference_steps,
+        frames,
+        latents,
+        models.vae,
+        styled=request.style is not None,
+    )
+    yield from map(Notice, filter(None, [told]))
     yield StageStarted("encode")
     started = time.perf_counter()
     sink = open_sink(

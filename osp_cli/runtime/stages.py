@@ -40,6 +40,7 @@ from osp_cli.runtime.freezing import freeze
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import CONDITIONING, DECODING, SAMPLING, Models
 from osp_cli.runtime.settling import Clip, in_less_memory
+from osp_cli.runtime.stillness import CacheWatch
 from osp_cli.stopping import StopSignal
 from osp_cli.style_mix import prompts_of_recipe
 
@@ -58,11 +59,13 @@ class Sampled:
         clip: with the plan that it was sampled by in the end.
         sampling: where it stands.
         kept: the file of its latents.
+        watch: over its step cache.
     """
 
     clip: Clip
     sampling: Sampling | SharedSampling
     kept: Path
+    watch: CacheWatch
 
 
 @dataclass(slots=True)
@@ -71,6 +74,7 @@ class _Attempt:
 
     clip: Clip
     state: SamplingState | None
+    watch: CacheWatch
     stage: str = "condition"
     sampling: Sampling | SharedSampling | None = None
     kept: Path | None = None
@@ -92,7 +96,9 @@ def sample(
         WontFitError: the memory ended and there is no way that needs less; the latents after the
             last whole step are saved.
     """
-    attempt = _Attempt(clip, None if clip.frozen is None else clip.frozen.state)
+    attempt = _Attempt(clip, None, CacheWatch())
+    if clip.frozen is not None:
+        attempt.state, attempt.watch = clip.frozen.state, clip.frozen.watch
     while True:
         try:
             yield from _steps(attempt, models, stop, until)
@@ -112,7 +118,11 @@ def sample(
         raise stop.error(
             f"interrupted after step {sampling.step} of {sampling.num_steps}", kept=(kept,)
         )
-    return Sampled(attempt.clip, sampling, kept)
+    request = clip.request
+    if sampling.step == sampling.num_steps:
+        told = attempt.watch.notice(request.cache, request.cache_start, sampling.num_steps)
+        yield from map(Notice, filter(None, [told]))
+    return Sampled(attempt.clip, sampling, kept, attempt.watch)
 
 
 def _steps(
@@ -134,12 +144,16 @@ def _steps(
             # Of several devices they would have to be fetched.
             if clip.plan.gpus == 1 or clip.plan.cache == "none":
                 attempt.state = sampling.state()
+            if clip.plan.cache != "none":
+                attempt.watch.saw(step, sampling)
             yield step
             if stop.requested or sampling.step == until:
                 break
             yield from _preview(clip, models.vae, sampling)
         state, output = sampling.state(), clip.request.output
-        attempt.kept = freeze(output, clip.recipe, state, sampling.num_steps, clip.image)
+        attempt.kept = freeze(
+            output, clip.recipe, state, sampling.num_steps, clip.image, attempt.watch
+        )
 
 
 def _conditions(
@@ -183,8 +197,8 @@ def _step_down(attempt: _Attempt, error: BaseException, *, lost: bool) -> Iterat
     except WontFitError as refusal:
         kept: tuple[Path, ...] = ()
         if state is not None and done:
-            steps = clip.request.num_inference_steps
-            kept = (freeze(clip.request.output, clip.recipe, state, steps, clip.image),)
+            output, steps = clip.request.output, clip.request.num_inference_steps
+            kept = (freeze(output, clip.recipe, state, steps, clip.image, attempt.watch),)
         elsewhere = "" if clip.plan.device == "cpu" else ", or --device cpu"
         raise WontFitError(
             f"{clip.plan.model} ran out of memory on {clip.plan.device}",

@@ -135,6 +135,11 @@ def test_tables_have_two_dials():
     assert red[1] == green[1] < blue[1] and red[0] < green[0] == blue[0]
     empty = frames[-1][blue[1] : blue[3], red[0] : red[2]]
     assert (empty == BACKGROUND).all()
+    wide = {
+        "a rather long label of a row": {str(seed): flat(RED, 1, 672, 384) for seed in range(9)}
+    }
+    (limited,) = table_frames(wide)
+    assert max(limited.shape) <= LONGEST_SIDE
     nameless = {" ": {"": flat(RED), " ": flat(GREEN)}, "": {" ": flat(BLUE)}}
     (bare,) = table_frames(nameless, title="cutoff by seed")
     assert bare.shape[1] < frames[0].shape[1]
