@@ -63,6 +63,38 @@ _osp_takes_value() {
             'generate --max-vram' | \
             'generate --max-ram' | \
             'generate --config' | \
+            'stylize --style' | 'stylize -s' | \
+            'stylize --output' | 'stylize -o' | \
+            'stylize --seed' | \
+            'stylize --count' | 'stylize -c' | \
+            'stylize --strength' | \
+            'stylize --negative-prompt' | 'stylize -n' | \
+            'stylize --size' | \
+            'stylize --frames' | 'stylize -f' | \
+            'stylize --seconds' | 'stylize -t' | \
+            'stylize --fps' | \
+            'stylize --steps' | \
+            'stylize --cfg' | 'stylize -g' | \
+            'stylize --cutoff' | \
+            'stylize --shift' | \
+            'stylize --sampler' | \
+            'stylize --lora' | 'stylize -l' | \
+            'stylize --cache' | \
+            'stylize --cache-start' | \
+            'stylize --preview' | \
+            'stylize --pick' | \
+            'stylize --from' | \
+            'stylize --from-file' | 'stylize -F' | \
+            'stylize --model' | 'stylize -m' | \
+            'stylize --device' | \
+            'stylize --dtype' | \
+            'stylize --offload' | \
+            'stylize --quant' | \
+            'stylize --attention' | \
+            'stylize --gpus' | \
+            'stylize --max-vram' | \
+            'stylize --max-ram' | \
+            'stylize --config' | \
             'download --local' | \
             'download --revision' | \
             'download --include' | \
@@ -81,7 +113,7 @@ _osp_takes_value() {
 # The values, beginning with $3, of the option $2 of the command $1.
 _osp_values() {
     case "$1 $2" in
-        'generate --style' | 'generate -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' ;;
+        'generate --style' | 'generate -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' 'all' ;;
         'generate --output' | 'generate -o') _osp_files "$3" '*' ;;
         'generate --sampler') _osp_words "$3" 'euler' 'unipc' ;;
         'generate --lora' | 'generate -l') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
@@ -96,6 +128,21 @@ _osp_values() {
         'generate --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
         'generate --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
         'generate --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+        'stylize --style' | 'stylize -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' 'all' ;;
+        'stylize --output' | 'stylize -o') _osp_files "$3" '*' ;;
+        'stylize --sampler') _osp_words "$3" 'euler' 'unipc' ;;
+        'stylize --lora' | 'stylize -l') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
+        'stylize --cache') _osp_words "$3" 'none' 'teacache' 'fbcache' 'magcache' ;;
+        'stylize --preview') _osp_words "$3" 'none' 'latent' 'contact' ;;
+        'stylize --from') _osp_files "$3" '*.[mM][pP]4' '*.[jJ][sS][oO][nN]' '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
+        'stylize --from-file' | 'stylize -F') _osp_files "$3" '*.[tT][xX][tT]' '*.[jJ][sS][oO][nN][lL]' '*.[cC][sS][vV]' ;;
+        'stylize --model' | 'stylize -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
+        'stylize --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
+        'stylize --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
+        'stylize --offload') _osp_words "$3" 'auto' 'none' 'model' 'group' 'sequential' 'disk' ;;
+        'stylize --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
+        'stylize --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
+        'stylize --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
         'download --local') _osp_files "$3" '*' ;;
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
@@ -109,6 +156,7 @@ _osp_options() {
     case $1 in
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
         'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'stylize') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--strength' '--negative-prompt' '-n' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
@@ -132,12 +180,13 @@ _osp_has_inside() {
 _osp_arguments() {
     case "$1 $2" in
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
+        'stylize 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
         'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'bench 0') _osp_words "$3" 'mini' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
         'models inspect 0') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
-        ' 0') _osp_words "$3" 'generate' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
+        ' 0') _osp_words "$3" 'generate' 'stylize' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
         'models 0') _osp_words "$3" 'inspect' ;;
     esac
 }

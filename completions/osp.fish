@@ -44,6 +44,48 @@ function __osp_place
         'generate --max-vram' \
         'generate --max-ram' \
         'generate --config' \
+        'stylize --style' \
+        'stylize -s' \
+        'stylize --output' \
+        'stylize -o' \
+        'stylize --seed' \
+        'stylize --count' \
+        'stylize -c' \
+        'stylize --strength' \
+        'stylize --negative-prompt' \
+        'stylize -n' \
+        'stylize --size' \
+        'stylize --frames' \
+        'stylize -f' \
+        'stylize --seconds' \
+        'stylize -t' \
+        'stylize --fps' \
+        'stylize --steps' \
+        'stylize --cfg' \
+        'stylize -g' \
+        'stylize --cutoff' \
+        'stylize --shift' \
+        'stylize --sampler' \
+        'stylize --lora' \
+        'stylize -l' \
+        'stylize --cache' \
+        'stylize --cache-start' \
+        'stylize --preview' \
+        'stylize --pick' \
+        'stylize --from' \
+        'stylize --from-file' \
+        'stylize -F' \
+        'stylize --model' \
+        'stylize -m' \
+        'stylize --device' \
+        'stylize --dtype' \
+        'stylize --offload' \
+        'stylize --quant' \
+        'stylize --attention' \
+        'stylize --gpus' \
+        'stylize --max-vram' \
+        'stylize --max-ram' \
+        'stylize --config' \
         'download --local' \
         'download --revision' \
         'download --include' \
@@ -222,7 +264,8 @@ function __osp_values_style
         'pixel-art' 'Retro game: square pixels, few colors, dithered shades' \
         'vaporwave' 'Eighties dream: pink and cyan sunset, scan lines, soft glow' \
         'watercolor' 'Wet washes on paper: bleeding pigment, grain, white edges' \
-        'none' 'No style'
+        'none' 'No style' \
+        'all' 'A sheet with one of each'
 end
 
 function __osp_values_subject
@@ -257,7 +300,7 @@ complete -c osp -n '__osp_in generate' -l 'fps' -r -f -d 'Frames per second [16]
 complete -c osp -n '__osp_in generate' -l 'steps' -r -f -d 'Sampler steps [the model\'s]'
 complete -c osp -n '__osp_in generate' -l 'cfg' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [the model\'s]'
 complete -c osp -n '__osp_in generate' -s 'g' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [the model\'s]'
-complete -c osp -n '__osp_in generate' -l 'cutoff' -r -f -d '0 to 1: how little of the picture\'s detail leads, or a ramp [0.1]'
+complete -c osp -n '__osp_in generate' -l 'cutoff' -r -f -d '0 to 1: how little of the picture\'s detail leads, a ramp, or a sheet of P,P,P [0.1]'
 complete -c osp -n '__osp_in generate' -l 'shift' -r -f -d 'More means more time on the layout, less on detail [the model\'s]'
 complete -c osp -n '__osp_in generate' -l 'sampler' -r -f -a '(__osp_values_sampler)' -d 'euler or unipc [the model\'s]'
 complete -c osp -n '__osp_in generate' -l 'lora' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
@@ -298,6 +341,69 @@ complete -c osp -n '__osp_in generate' -l 'debug' -d 'Show a traceback with an e
 complete -c osp -n '__osp_in generate' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in generate' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at generate 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)\')'
+complete -c osp -n '__osp_at osp 0' -a 'stylize' -d 'Turn pictures and videos into clips in a style'
+complete -c osp -n '__osp_in stylize' -l 'style' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`, ghibli:0.5, a mixture ink+oil, a change ghibli..ink, a file of your own, or a sheet of ink,oil or all'
+complete -c osp -n '__osp_in stylize' -s 's' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`, ghibli:0.5, a mixture ink+oil, a change ghibli..ink, a file of your own, or a sheet of ink,oil or all'
+complete -c osp -n '__osp_in stylize' -l 'output' -r -F -d '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout; a sheet may also be .png or .jpg [{name}-{style}-{seed}.mp4]'
+complete -c osp -n '__osp_in stylize' -s 'o' -r -F -d '.mp4, .gif, .webp, a folder/%04d.png, a folder/, or - for stdout; a sheet may also be .png or .jpg [{name}-{style}-{seed}.mp4]'
+complete -c osp -n '__osp_in stylize' -l 'overwrite' -d 'Replace an existing video'
+complete -c osp -n '__osp_in stylize' -s 'y' -d 'Replace an existing video'
+complete -c osp -n '__osp_in stylize' -l 'seed' -r -f -d 'Equal seeds, equal videos; 1-4 or 3,7 make one video each [random]'
+complete -c osp -n '__osp_in stylize' -l 'count' -r -f -d 'So many videos, with seeds one after the other [1]'
+complete -c osp -n '__osp_in stylize' -s 'c' -r -f -d 'So many videos, with seeds one after the other [1]'
+complete -c osp -n '__osp_in stylize' -l 'strength' -r -f -d '0 to 1: how far a video is painted anew [0.6; osp-mini 1]'
+complete -c osp -n '__osp_in stylize' -l 'negative-prompt' -r -f -d 'What to steer away from'
+complete -c osp -n '__osp_in stylize' -s 'n' -r -f -d 'What to steer away from'
+complete -c osp -n '__osp_in stylize' -l 'size' -r -f -d 'Pixels [the picture\'s nearest]'
+complete -c osp -n '__osp_in stylize' -l 'frames' -r -f -d '4k+1, others are rounded up [49]'
+complete -c osp -n '__osp_in stylize' -s 'f' -r -f -d '4k+1, others are rounded up [49]'
+complete -c osp -n '__osp_in stylize' -l 'seconds' -r -f -d 'The same as a length'
+complete -c osp -n '__osp_in stylize' -s 't' -r -f -d 'The same as a length'
+complete -c osp -n '__osp_in stylize' -l 'fps' -r -f -d 'Frames per second [16]'
+complete -c osp -n '__osp_in stylize' -l 'steps' -r -f -d 'Sampler steps [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'cfg' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [the model\'s]'
+complete -c osp -n '__osp_in stylize' -s 'g' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'cutoff' -r -f -d '0 to 1: how little of the picture\'s detail leads, a ramp, or a sheet of P,P,P [0.1]'
+complete -c osp -n '__osp_in stylize' -l 'shift' -r -f -d 'More means more time on the layout, less on detail [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'sampler' -r -f -a '(__osp_values_sampler)' -d 'euler or unipc [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'lora' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
+complete -c osp -n '__osp_in stylize' -s 'l' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
+complete -c osp -n '__osp_in stylize' -l 'cache' -r -f -a '(__osp_values_cache)' -d 'none, teacache, fbcache or magcache: skip steps that change little [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'cache-start' -r -f -d 'Steps at the start that teacache and magcache always compute [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'preview' -r -f -a '(__osp_values_preview)' -d 'latent: a picture of the video while it is made; contact: only a sheet of all seeds after a few steps [none]'
+complete -c osp -n '__osp_in stylize' -l 'pick' -r -f -d 'Finish this seed of a contact sheet'
+complete -c osp -n '__osp_in stylize' -l 'from' -r -f -a '(__osp_files \'\\\\.(?:mp4|json|safetensors)\')' -d 'Make it again from a video or its .json, or finish a .latents file; other flags win'
+complete -c osp -n '__osp_in stylize' -l 'from-file' -r -f -a '(__osp_files \'\\\\.(?:txt|jsonl|csv)\')' -d 'One video per line of a .txt, .jsonl or .csv file'
+complete -c osp -n '__osp_in stylize' -s 'F' -r -f -a '(__osp_files \'\\\\.(?:txt|jsonl|csv)\')' -d 'One video per line of a .txt, .jsonl or .csv file'
+complete -c osp -n '__osp_in stylize' -l 'model' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in stylize' -s 'm' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in stylize' -l 'device' -r -f -a '(__osp_values_device)' -d 'auto, cuda, mps or cpu [auto]'
+complete -c osp -n '__osp_in stylize' -l 'dtype' -r -f -a '(__osp_values_dtype)' -d 'bfloat16, float16 or float32 [the model\'s]'
+complete -c osp -n '__osp_in stylize' -l 'offload' -r -f -a '(__osp_values_offload)' -d 'Where idle weights wait: none, model, group, sequential or disk [what fits]'
+complete -c osp -n '__osp_in stylize' -l 'quant' -r -f -a '(__osp_values_quant)' -d 'Smaller weights: none, fp8, int8, nf4 or gguf [none, or fp8 where it must be]'
+complete -c osp -n '__osp_in stylize' -l 'attention' -r -f -a '(__osp_values_attention)' -d 'Kernels: auto, sdpa, flash or sage [auto]'
+complete -c osp -n '__osp_in stylize' -l 'vae-tiling' -d 'Decode in tiles: less memory, not quite the same picture [where it must be]'
+complete -c osp -n '__osp_in stylize' -l 'no-vae-tiling' -d 'Decode in tiles: less memory, not quite the same picture [where it must be]'
+complete -c osp -n '__osp_in stylize' -l 'compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in stylize' -l 'no-compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in stylize' -l 'gpus' -r -f -d 'Sample on N graphics cards together [1]'
+complete -c osp -n '__osp_in stylize' -l 'max-vram' -r -f -d 'Use no more of the graphics card\'s memory, as in 12GB'
+complete -c osp -n '__osp_in stylize' -l 'max-ram' -r -f -d 'Plan with no more of the computer\'s memory'
+complete -c osp -n '__osp_in stylize' -l 'offline' -d 'Never touch the network'
+complete -c osp -n '__osp_in stylize' -l 'metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
+complete -c osp -n '__osp_in stylize' -l 'no-metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
+complete -c osp -n '__osp_in stylize' -l 'config' -r -f -a '(__osp_files \'\\\\.(?:toml)\')' -d 'Settings in TOML [osp.toml]'
+complete -c osp -n '__osp_in stylize' -l 'print-config' -d 'Show every setting and where it comes from, and exit'
+complete -c osp -n '__osp_in stylize' -l 'dry-run' -d 'Show the plan, with bytes and time, and exit'
+complete -c osp -n '__osp_in stylize' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in stylize' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in stylize' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in stylize' -l 'verbose' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in stylize' -s 'v' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in stylize' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in stylize' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in stylize' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at stylize 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm|mp4|mov|mkv|webm|avi|m4v|mpg|ts)\')'
 complete -c osp -n '__osp_at osp 0' -a 'styles' -d 'List the styles'
 complete -c osp -n '__osp_in styles' -l 'json' -d 'One JSON object per line on stdout'
 complete -c osp -n '__osp_in styles' -l 'debug' -d 'Show a traceback with an error'

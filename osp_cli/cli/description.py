@@ -12,6 +12,7 @@ _PICTURES = (
     *("png", "jpg", "jpeg", "webp", "gif", "bmp"),
     *("tif", "tiff", "avif", "jp2", "tga", "ppm"),
 )
+_VIDEOS = ("mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "ts")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,17 +79,20 @@ def known_values() -> Mapping[str, Values]:
     from osp_cli.dials import CACHES
     from osp_cli.registry import DTYPES, model_specs, style_presets
     from osp_cli.requests import ATTENTIONS, DEVICES, OFFLOADS, PREVIEWS, QUANTS, SAMPLERS
+    from osp_cli.sheets import ALL_STYLES
     from osp_cli.style_mix import NO_STYLE
 
     styles = style_presets().values()
     nothing = Values()
     free = (
-        "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff seed count "
-        "max-vram max-ram gpus revision include exclude mirror jobs limit-rate"
+        "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff strength seed "
+        "count max-vram max-ram gpus revision include exclude mirror jobs limit-rate"
     )
     return {
         **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),
         "image": Values(files=True, suffixes=_PICTURES),
+        # Folders are offered with the files.
+        "inputs": Values(files=True, suffixes=(*_PICTURES, *_VIDEOS)),
         "output": Values(files=True),
         "from": Values(files=True, suffixes=("mp4", "json", "safetensors")),
         "from-file": Values(files=True, suffixes=tuple(kind.lstrip(".") for kind in KINDS)),
@@ -97,6 +101,7 @@ def known_values() -> Mapping[str, Values]:
             words=(
                 *((preset.name, preset.description) for preset in styles),
                 (NO_STYLE, "No style"),
+                (ALL_STYLES, "A sheet with one of each"),
             )
         ),
         **dict.fromkeys(

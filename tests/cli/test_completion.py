@@ -114,7 +114,7 @@ def test_all_values_are_accounted_for():
 @pytest.mark.parametrize(
     ("flag", "extra"),
     [
-        ("style", {"none"}),
+        ("style", {"none", "all"}),
         ("model", set()),
         ("sampler", set()),
         ("cache", set()),
