@@ -139,11 +139,11 @@ class _LinearStream:
         self._vae = vae
 
     def encode(self, video: Tensor, *, first: bool) -> Tensor:
-        latents: Tensor = self._vae.encode(video, first=first).latent_dist.mode()
+        latents: Tensor = self._vae.encode(video, return_dict=False, first=first)[0].mode()
         return latents
 
     def decode(self, latents: Tensor, *, first: bool) -> Tensor:
-        video: Tensor = self._vae.decode(latents, first=first).sample
+        video: Tensor = self._vae.decode(latents, return_dict=False, first=first)[0]
         return video
 
     def rest(self) -> None:
@@ -188,9 +188,7 @@ class _WanStream:
             very_first = first and index == 0
             piece = vae.post_quant_conv(piece)
             pieces.append(
-                vae.decoder(
-                    piece, feat_cache=self._memory, feat_idx=[0], first_chunk=very_first
-                )
+                vae.decoder(piece, feat_cache=self._memory, feat_idx=[0], first_chunk=very_first)
             )
         video = torch.cat(pieces, 2)
         if vae.config.patch_size is not None:

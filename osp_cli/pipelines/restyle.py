@@ -33,7 +33,7 @@ from osp_cli.pipelines.flash_i2v import (
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.guidance import uses_guidance
 from osp_cli.sampling.latent_shift import project_first_frame
-from osp_cli.style_mix import weight_left
+from osp_cli.style_mix import weight_left, weights_along
 
 # Latent frames that a window shares with the one before it.
 CONTEXT = 3
@@ -188,9 +188,18 @@ class Renoising:
         self, pipeline: FlashI2VPipeline, window: Window, picture: Image.Image | None
     ) -> SamplingInputs:
         every = pipeline.vae.config.scale_factor_temporal
+        moments = _moments(window, self._num_frames)
         return replace(
-            self._inputs, image=picture, num_frames=1 + every * (window.num_frames - 1)
+            self._inputs,
+            image=picture,
+            num_frames=1 + every * (window.num_frames - 1),
+            span=(moments[0], moments[-1]),
         )
+
+
+def _moments(window: Window, num_frames: int) -> list[float]:
+    """Where the frames of a window lie in a video of so many, 0 its first and 1 its last moment."""
+    return [index / max(1, num_frames - 1) for index in range(window.start, window.stop)]
 
 
 class _Held:
@@ -246,11 +255,11 @@ class ShownFrames:
 
     Attributes:
         prompts: conditions of each prompt, a batch of as many clips of one latent frame as the
-            window has, with its weight.
+            window has, with its weight for each of them, `(clips, 1, 1, 1, 1)`.
         uncond: the same without the prompts, where there is guidance.
     """
 
-    prompts: tuple[tuple[Conditions, float], ...]
+    prompts: tuple[tuple[Conditions, Tensor], ...]
     uncond: Conditions | None
 
 
@@ -310,10 +319,15 @@ class Showing:
             return Conditions(cond=context, uncond=None, first=frames, projected=None)
 
         shown = [show(reading) for reading in self._readings]
-        weights = [weight for _, weight in inputs.also]
-        prompts = zip(shown, [weight_left(weights), *weights], strict=False)
+        rows = weights_along(inputs.also, _moments(window, self._num_frames))
+        left = [weight_left(row[index] for row in rows) for index in range(window.num_frames)]
+        weights = [source.new_tensor(row).reshape(-1, 1, 1, 1, 1) for row in (left, *rows)]
         guided = uses_guidance(inputs.guidance_scale)
-        return ShownFrames(prompts=tuple(prompts), uncond=shown[-1] if guided else None)
+        return ShownFrames(
+            # Without the one that guidance leads away from, which has no weight.
+            prompts=tuple(zip(shown, weights, strict=False)),
+            uncond=shown[-1] if guided else None,
+        )
 
     @contextmanager
     def sampling(
