@@ -87,6 +87,20 @@ class StepDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkDone(Event):
+    """Window `chunk` of `num_chunks` (counted from 1) of a long video is made, and on the disk.
+
+    `seconds` is what it took, with reading and conditions; `num_frames` are done of the result.
+    """
+
+    type: ClassVar[str] = "chunk"
+    chunk: int
+    num_chunks: int
+    seconds: float
+    num_frames: int
+
+
+@dataclass(frozen=True, slots=True)
 class LatentsSaved(Event):
     """The latents after `step` of `num_steps` are in a file from which the clip can be finished.
 

@@ -136,6 +136,15 @@ def latents_path(output: Path) -> Path:
     return whole.with_name(whole.name + LATENTS_SUFFIX)
 
 
+def windows_folder(output: Path) -> Path:
+    """Where the windows of a long video lie until it is whole: `clip.mp4` -> `clip.latents`.
+
+    Those of a folder of frames lie beside the folder.
+    """
+    whole = latents_path(output)
+    return whole.with_name(whole.name.removesuffix(".safetensors"))
+
+
 def output_of_latents(latents: Path) -> Path:
     """The video that `latents_path` belongs to: beside it, an MP4."""
     return latents.with_name(latents.name.removesuffix(LATENTS_SUFFIX) + ".mp4")

@@ -18,7 +18,7 @@ class Plan:
         dtype: of the transformer's weights: `bfloat16`, `float16` or `float32`.
         width: of the video, in pixels.
         height: of the video, in pixels.
-        num_frames: frames of the video, `4k + 1`.
+        num_frames: frames of the video, `4k + 1`; of a restyled one, those of a window.
         num_latent_frames: frames after the autoencoder's temporal compression.
         num_tokens: length of the transformer's sequence.
         seed: of the noise.
@@ -48,6 +48,9 @@ class Plan:
             tell.
         expected_seconds: of sampling and decoding, where the device's speed is known.
         loras: that are added to the transformer.
+        num_windows: windows of a video that is restyled; `steps` and all that follows from them are
+            those of each.
+        total_frames: of the restyled video.
         passes_per_step: how often each step runs the model: once for each style of a mixture, once
             for what they leave unstyled, once more with guidance.
     """
@@ -71,6 +74,8 @@ class Plan:
     operations: float | None
     expected_seconds: float | None = None
     passes_per_step: int = 1
+    num_windows: int = 1
+    total_frames: int | None = None
     offload: str = "none"
     quant: str = "none"
     attention: str = "sdpa"

@@ -77,29 +77,34 @@ class AutoencoderLinear(ModelMixin, ConfigMixin):
         )
 
     def encode(
-        self, x: Tensor, return_dict: bool = True
+        self, x: Tensor, return_dict: bool = True, first: bool = True
     ) -> AutoencoderKLOutput | tuple[ExactLatents]:
         """Raw latents of a clip.
 
         Args:
             x: `(batch, 3, 1 + 4k, height, width)` in [-1, 1], sides divisible by the block.
+            first: whether `x` begins with a clip's first frame; False continues a stream with
+                `4k` frames.
 
         Returns:
-            An output whose `latent_dist.mode()` is `(batch, z_dim, 1 + k, height/16, width/16)`.
+            An output whose `latent_dist.mode()` is `(batch, z_dim, 1 + k, height/16, width/16)`;
+            k latent frames when `first` is False.
 
         Raises:
             ValueError: another number of frames, or sides that do not divide.
         """
         frames, height, width = x.shape[2:]
         block, group = self.config.block, self.config.block_frames
-        if (frames - 1) % group or height % block or width % block:
+        if (frames - first) % group or height % block or width % block:
             raise ValueError(
-                f"a clip has 1 + {group}k frames and sides divisible by {block}, "
-                f"got {frames} frames of {width}x{height}"
+                f"a clip has {'1 + ' if first else ''}{group}k frames and sides divisible by "
+                f"{block}, got {frames} frames of {width}x{height}"
             )
-        parts = [self._project(x[:, :, :1], self.first_basis, self.first_mean)]
-        if frames > 1:
-            parts.append(self._project(x[:, :, 1:], self.next_basis, self.next_mean))
+        parts = []
+        if first:
+            parts.append(self._project(x[:, :, :1], self.first_basis, self.first_mean))
+        if frames > first:
+            parts.append(self._project(x[:, :, int(first) :], self.next_basis, self.next_mean))
         posterior = ExactLatents(torch.cat(parts, 2))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 

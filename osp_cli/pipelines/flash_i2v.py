@@ -64,6 +64,7 @@ class SamplingInputs:
         step_cache: what may be skipped.
         span: which part of a whole video the clip is, 0 its first and 1 its last moment; weights
             that change do so over the whole video.
+        start: where the sampler's grid begins: 1 is noise, less a clip that is only partly noise.
     """
 
     image: Image.Image | None
@@ -79,6 +80,7 @@ class SamplingInputs:
     seed: int
     sampler: str = "euler"
     step_cache: StepCacheConfig = field(default_factory=NoCacheConfig)
+    start: float = 1.0
     also: tuple[WeightedPrompt, ...] = ()
     span: tuple[float, float] = (0.0, 1.0)
 
@@ -373,7 +375,9 @@ class Sampling:
         self._inputs = inputs
         self._conditions = conditions
         make = unipc_schedule if inputs.sampler == "unipc" else euler_schedule
-        self._scheduler = make(self.num_steps, inputs.shift, device=self.latents.device)
+        self._scheduler = make(
+            self.num_steps, inputs.shift, device=self.latents.device, start=inputs.start
+        )
         # The final 0 belongs to the grid.
         self._sigmas = [float(sigma) for sigma in self._scheduler.sigmas]
         self._last: tuple[Tensor, Tensor, float] | None = None
@@ -381,6 +385,11 @@ class Sampling:
             restore_solver(self._scheduler, state.step, state.solver)
         if state.cache:
             cache.restore(state.cache, self.latents.device)
+
+    @property
+    def sigma(self) -> float:
+        """How much of `latents` is noise: 0 after the last step."""
+        return self._sigmas[self.step]
 
     @torch.no_grad()
     def steps(self) -> Iterator[StepDone]:

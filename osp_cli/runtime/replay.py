@@ -9,16 +9,21 @@ from typing import Any
 from osp_cli.errors import InvalidRequestError
 from osp_cli.media.image import decode_image, load_image
 from osp_cli.media.recipes import read_recipe
-from osp_cli.outputs import STDOUT, latents_path
-from osp_cli.requests import GenerateRequest
+from osp_cli.media.source_video import probe_source
+from osp_cli.outputs import STDOUT, latents_path, windows_folder
+from osp_cli.requests import GenerateRequest, RestyleRequest
 
 # Dials of the file, which may change without sampling anew.
 _OF_THE_FILE = ("fps",)
 
 
 def same_clip(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two recipes have the same latents: equal in all but the dials of the file."""
-    names = (one.keys() | other.keys()) - {*_OF_THE_FILE}
+    """Whether two recipes have the same latents: equal in all but the dials of the file.
+
+    Which frames of a source are restyled depends on their rate, so that is no such dial there.
+    """
+    free = () if "video" in other else _OF_THE_FILE
+    names = (one.keys() | other.keys()) - {*free}
     return all(one.get(name) == other.get(name) for name in names)
 
 
@@ -35,6 +40,8 @@ def differences(former: Mapping[str, Any], now: Mapping[str, Any], called: str) 
         )
     if former.get("image_sha256") != now["image_sha256"]:
         found.append(f"the picture is not the one of {called}: {now['image']} has other contents")
+    if former.get("video_sha256") != now.get("video_sha256"):
+        found.append(f"the video is not the one of {called}: {now['video']} has other contents")
     if former.get("model") == now["model"]:
         before, after = former.get("weights_sha256"), now["weights_sha256"]
         before = before if isinstance(before, Mapping) else {}
@@ -66,7 +73,8 @@ def refuse_unfinished(request: GenerateRequest) -> None:
     Raises:
         InvalidRequestError: such latents lie where this run would put its own.
     """
-    path = latents_path(request.output)
+    is_video = isinstance(request, RestyleRequest)
+    path = windows_folder(request.output) if is_video else latents_path(request.output)
     if request.overwrite or request.output == STDOUT or request.latents == path:
         return
     if not path.exists():
@@ -99,9 +107,23 @@ def same_picture(recipe: Mapping[str, Any], request: GenerateRequest) -> bool:
     return bool(recipe.get("image_sha256") == digest)
 
 
+def same_video(recipe: Mapping[str, Any], request: RestyleRequest) -> bool:
+    """Whether the request's video has the contents that a recipe tells.
+
+    Raises:
+        UnreadableMediaError: the video cannot be read.
+    """
+    return bool(recipe.get("video_sha256") == probe_source(request.video).sha256)
+
+
 def unfinished_work(path: Path) -> InvalidRequestError:
-    """The error of latents of another clip that are in the way."""
+    """The error of latents of another clip, or of a folder of windows, that are in the way."""
+    finish = (
+        f"osp generate --from '{path}'"
+        if path.suffix == ".safetensors"
+        else "the command that began it"
+    )
     return InvalidRequestError(
         f"{path} holds the unfinished work of another run",
-        hint=f"osp generate --from '{path}' finishes it, -y replaces it",
+        hint=f"{finish} finishes it, -y replaces it",
     )

@@ -70,8 +70,14 @@ def preview_plan(request: GenerateRequest) -> tuple[Planned, list[str]]:
     return Planned(prepared.plan), prepared.notices
 
 
-def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
+def settle(
+    request: GenerateRequest, known: Mapping[str, Any] | None = None
+) -> tuple[Clip, list[str]]:
     """Everything about a clip that is known before it is begun, and what to tell of it.
+
+    Args:
+        request: what was asked.
+        known: what its recipe says besides, or in another way than the request.
 
     Raises:
         OspError: it cannot be made here.
@@ -79,7 +85,7 @@ def settle(request: GenerateRequest) -> tuple[Clip, list[str]]:
     prepared = _prepare(request)
     plan, loaded = prepared.plan, prepared.loaded
     frozen, notices = prepared.frozen, prepared.notices
-    recipe = _recipe(request, prepared)
+    recipe = {**_recipe(request, prepared), **(known or {})}
     if frozen is not None:
         # Its picture is in it; the weights may have changed since it was saved.
         now = {**recipe, "image_sha256": frozen.recipe.get("image_sha256")}

@@ -130,7 +130,7 @@ def _steps(
 ) -> Iterator[Event]:
     """Conditions and steps, as far as memory goes; the attempt knows how far that was."""
     clip = attempt.clip
-    inputs = _inputs(clip)
+    inputs = sampling_inputs(clip)
     attempt.stage = "condition"
     conditions = yield from _conditions(clip, inputs, models)
     attempt.stage = "sampling"
@@ -218,7 +218,8 @@ def way_text(clip: Clip) -> str:
     return " ".join(words)
 
 
-def _inputs(clip: Clip) -> SamplingInputs:
+def sampling_inputs(clip: Clip) -> SamplingInputs:
+    """What the pipeline is asked for."""
     request = clip.request
     # Of the recipe: a clip goes on with the words that it began with.
     first, *also = prompts_of_recipe(clip.recipe["full_prompt"])
