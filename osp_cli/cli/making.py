@@ -156,7 +156,7 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
 def _is_done(request: GenerateRequest) -> bool:
     """Whether an earlier run of the batch has made this very video."""
     from osp_cli.media.recipes import read_recipe
-    from osp_cli.runtime.replay import made_by, same_picture
+    from osp_cli.runtime.replay import made_by, same_source
 
     if request.overwrite or request.preview == "contact" or not request.output.exists():
         return False
@@ -165,7 +165,7 @@ def _is_done(request: GenerateRequest) -> bool:
         return (
             made_by(recipe, request)
             and recipe.get("fps") == request.fps
-            and same_picture(recipe, request)
+            and same_source(recipe, request)
         )
     except OspError:
         return False
@@ -176,6 +176,8 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
     from osp_cli.media.files import make_folder
     from osp_cli.media.image import decode_image, load_image
     from osp_cli.media.sinks import check_output
+    from osp_cli.media.source_video import probe_source
+    from osp_cli.requests import RestyleRequest
     from osp_cli.runtime.adapters import check_loras
     from osp_cli.runtime.distributed import check_share
     from osp_cli.runtime.packages import check_packages
@@ -183,6 +185,8 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
 
     try:
         check_packages(request)
+        if isinstance(request, RestyleRequest):
+            probe_source(request.video)
         if request.image_data is not None:
             decode_image(request.image_data, name="the picture on stdin")
         elif request.image is not None:
@@ -209,7 +213,7 @@ def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     from osp_cli.runtime.start_up import light_imports
 
     with light_imports():
-        from osp_cli.runtime.settling import preview_plan
+        from osp_cli.runtime.batch import plan_of
 
     def say_notices(notices: Iterable[str]) -> None:
         for notice in () if quiet else notices:
@@ -221,7 +225,7 @@ def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
         try:
             if isinstance(item, OspError):
                 raise item
-            planned, notices = preview_plan(item)
+            planned, notices = plan_of(item)
         except OspError as error:
             if not asked.is_batch:
                 raise
@@ -334,6 +338,6 @@ def _runner(asked: Asked, stop: StopSignal) -> Iterator[Event]:
         from osp_cli.runtime.batch import run_batch
 
         return run_batch(asked.items, stop=stop)
-    from osp_cli.runtime.runner import run
+    from osp_cli.runtime.batch import runner_of
 
-    return run(requests[0], stop=stop)
+    return runner_of(requests[0])(requests[0], stop=stop)

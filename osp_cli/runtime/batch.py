@@ -11,8 +11,8 @@ from osp_cli.errors import (
     OspError,
     RuntimeFailureError,
 )
-from osp_cli.events import Done, Event, Failed, ItemStarted
-from osp_cli.requests import GenerateRequest
+from osp_cli.events import Done, Event, Failed, ItemStarted, Planned
+from osp_cli.requests import GenerateRequest, RestyleRequest
 from osp_cli.stopping import StopSignal
 
 
@@ -32,10 +32,35 @@ def run_batch(
     """
     # Now, not when the first event is asked for; and not where other processes do the work.
     from osp_cli.runtime.models import Models
-    from osp_cli.runtime.runner import run
 
     stop, models = stop or StopSignal(), Models()
-    return run_each(items, lambda request: run(request, stop=stop, models=models))
+    return run_each(items, lambda request: runner_of(request)(request, stop=stop, models=models))
+
+
+def runner_of(request: GenerateRequest) -> Callable[..., Iterator[Event]]:
+    """What makes the video of a request: of a picture or text, or of another video."""
+    if isinstance(request, RestyleRequest):
+        from osp_cli.runtime.restyling import run_restyle
+
+        return run_restyle
+    from osp_cli.runtime.runner import run
+
+    return run
+
+
+def plan_of(request: GenerateRequest) -> tuple[Planned, list[str]]:
+    """What a run would do, and what it would tell, without reading any weights.
+
+    Raises:
+        OspError: as the run would before it begins.
+    """
+    if isinstance(request, RestyleRequest):
+        from osp_cli.runtime.restyle_settling import preview_restyle_plan
+
+        return preview_restyle_plan(request)
+    from osp_cli.runtime.settling import preview_plan
+
+    return preview_plan(request)
 
 
 def run_each(

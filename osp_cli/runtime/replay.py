@@ -116,6 +116,17 @@ def same_video(recipe: Mapping[str, Any], request: RestyleRequest) -> bool:
     return bool(recipe.get("video_sha256") == probe_source(request.video).sha256)
 
 
+def same_source(recipe: Mapping[str, Any], request: GenerateRequest) -> bool:
+    """Whether what the request is made of, picture or video, is what a recipe tells of.
+
+    Raises:
+        UnreadableMediaError: it cannot be read.
+    """
+    if isinstance(request, RestyleRequest):
+        return same_video(recipe, request)
+    return same_picture(recipe, request)
+
+
 def unfinished_work(path: Path) -> InvalidRequestError:
     """The error of latents of another clip, or of a folder of windows, that are in the way."""
     finish = (
