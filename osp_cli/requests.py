@@ -418,6 +418,23 @@ class RestyleRequest(GenerateRequest):
         # By name: a dataclass with slots is made anew, and `super()` means the one before.
         GenerateRequest.__post_init__(self)
         _check_range("--strength", self.strength, 0, 1)
+        if self.preview != "none":
+            raise InvalidRequestError(
+                f"--preview {self.preview} shows a clip while it is made, and a video is made "
+                "window by window",
+                hint="leave it out; --seconds 2 makes a short piece first",
+            )
+        if self.gpus > 1:
+            raise InvalidRequestError(
+                f"a video is restyled on one device, --gpus {self.gpus} cannot share it out",
+                hint="leave --gpus out, or restyle parts of the video at the same time",
+            )
+        if self.vae_tiling:
+            raise InvalidRequestError(
+                "--vae-tiling cuts a clip into tiles, and a video passes the autoencoder as a "
+                "stream",
+                hint="leave it out, or use a smaller --size",
+            )
         if self.total_frames is not None:
             _check_range("--frames", self.total_frames, 1, math.inf)
 

@@ -209,7 +209,7 @@ def _checked(request: GenerateRequest, *, dry_run: bool) -> GenerateRequest | Os
 
 def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
     """What `--dry-run` does: plans, and nothing loaded."""
-    from osp_cli.cli.showing import show_plan
+    from osp_cli.cli.showing import show_plan, show_sheet
     from osp_cli.runtime.start_up import light_imports
 
     with light_imports():
@@ -221,6 +221,8 @@ def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
 
     say_notices(asked.notices)
     errors: list[OspError] = []
+    # One plan is like the others of its sheet.
+    alike = {id(request) for sheet in asked.sheets for request in sheet.requests[1:]}
     for number, item in enumerate(asked.items):
         try:
             if isinstance(item, OspError):
@@ -232,13 +234,19 @@ def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
             console.say_error(error.message, error.hint)
             errors.append(error)
             continue
-        say_notices(notices)
         if as_json:
+            say_notices(notices)
             console.write_json(planned.as_json())
             continue
+        if id(item) in alike:
+            continue
+        say_notices(notices)
         if number:
             console.write_line("")
         show_plan(planned.plan, item)
+        for sheet in asked.sheets:
+            if item is sheet.requests[0]:
+                show_sheet(sheet)
     if len(errors) == len(asked.items):
         raise type(errors[0])(f"none of {len(errors)} videos can be made")
     if errors:

@@ -13,7 +13,7 @@ from osp_cli.dials import RANDOM_SEED, MemorySize, Ramp, as_text
 
 if TYPE_CHECKING:
     from osp_cli.plan import Plan
-    from osp_cli.requests import GenerateRequest
+    from osp_cli.requests import GenerateRequest, Sheet
     from osp_cli.runtime.inspection import Inspected, Strength
     from osp_cli.settings import Setting
 
@@ -78,6 +78,12 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
             console.write_row(f"{name:<9} ", text)
         else:
             console.write_line(f"{name:<9} {text}")
+
+
+def show_sheet(sheet: Sheet) -> None:
+    """Write what comes together of plans like the one above it."""
+    what = f"{len(sheet.requests)} videos like this one"
+    console.write_line(f"{'sheet':<9} {sheet.output}, of {what}")
 
 
 def way_text(plan: Plan) -> str:

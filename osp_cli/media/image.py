@@ -24,6 +24,7 @@ from PIL import Image, ImageCms
 
 from osp_cli.errors import UnreadableMediaError
 from osp_cli.media.fitting import cover_size as cover_size
+from osp_cli.media.kinds import MediaKind, content_kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,8 +106,11 @@ def decode_image(data: bytes, *, name: str) -> LoadedImage:
         with _pixel_limit(None):
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
     except _DECODER_ERRORS as error:
+        hint = _FORMATS_HINT
+        if content_kind(data) is MediaKind.VIDEO:
+            hint = "osp stylize FILE --style ink takes videos, by their names"
         raise UnreadableMediaError(
-            f"{name} is not a picture that can be read{_looks_like(data)}", hint=_FORMATS_HINT
+            f"{name} is not a picture that can be read{_looks_like(data)}", hint=hint
         ) from error
     width, height = picture.size
     if width * height > MAX_PIXELS:
@@ -237,6 +241,7 @@ def _looks_like(data: bytes) -> str:
         brand = data[8:12]
         if brand in (b"heic", b"heix", b"mif1", b"msf1"):
             return ": it is HEIC, export it as JPEG"
+    if content_kind(data) is MediaKind.VIDEO:
         return ": it looks like a video"
     try:
         # The last characters of a sample may be cut in the middle.

@@ -111,6 +111,11 @@ def _by_name(path: Path) -> MediaKind:
     return MediaKind.PICTURE if extension in PICTURE_EXTENSIONS else MediaKind.OTHER
 
 
+def content_kind(data: bytes) -> MediaKind:
+    """What bytes are that came without a name."""
+    return _by_content(io.BytesIO(data)) or MediaKind.OTHER
+
+
 def _by_content(file: IO[bytes]) -> MediaKind | None:
     head = file.read(_HEAD_BYTES)
     if head.startswith(_PICTURES) or head[:4] == b"RIFF":

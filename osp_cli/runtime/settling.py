@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,21 @@ def _prepare(request: GenerateRequest, *, measure: bool = False) -> _Prepared:
 def _picture(request: GenerateRequest) -> LoadedImage | None:
     if request.image_data is not None:
         return decode_image(request.image_data, name="the picture on stdin")
-    return load_image(request.image) if request.image is not None else None
+    return _loaded(request.image) if request.image is not None else None
+
+
+def _loaded(path: Path) -> LoadedImage:
+    """A picture, read once for all videos of a sheet."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return load_image(path)
+    return _as_it_is_now(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _as_it_is_now(path: Path, _size: int, _mtime_ns: int) -> LoadedImage:
+    return load_image(path)
 
 
 def _unfinished(request: GenerateRequest, recipe: Mapping[str, Any]) -> Frozen | None:
