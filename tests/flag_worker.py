@@ -16,6 +16,7 @@ import shutil
 import struct
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import typer
@@ -106,6 +107,10 @@ class Workplace:
         recorded = load_conftest()
         self._modules, self._requests = recorded.recorded_runtime(recorded.story)
         sys.modules.update(self._modules)
+        # The videos that a page would be made of are none.
+        pages = types.ModuleType("osp_cli.runtime.sheets")
+        pages.with_sheets = lambda events, sheets, waiting: events
+        sys.modules[pages.__name__] = pages
         sys.modules["osp_cli.runtime.batch"] = recorded.true_batch()
         # Typer would build the same parser for every case, which is most of the time.
         app = importlib.import_module("osp_cli.cli.app")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from osp_cli.cli.display import Display
     from osp_cli.cli.intake import Asked, Call
     from osp_cli.events import Event
-    from osp_cli.requests import GenerateRequest
+    from osp_cli.requests import GenerateRequest, Sheet
     from osp_cli.stopping import StopSignal
 
 
@@ -130,11 +130,8 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
 
         sheet = sheet_path([request.output for request in requests])
         check_writable(sheet, overwrite=requests[0].overwrite)
-    if asked.sheets:
-        from osp_cli.runtime.sheets import check_sheet
-
-        for page in asked.sheets:
-            check_sheet(page)
+    for page in asked.sheets:
+        _check_sheet(page)
     done = [item for item in asked.requests if asked.is_batch and _is_done(item)]
     checked = [
         item if isinstance(item, OspError) else _checked(item, dry_run=dry_run)
@@ -151,6 +148,22 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
         raise errors[0]
     skipped = tuple(f"{item.output} is there already, made by the same settings" for item in done)
     return replace(asked, items=checked, notices=(*asked.notices, *skipped))
+
+
+def _check_sheet(sheet: Sheet) -> None:
+    """Refuse a page that cannot be written, before its videos are made.
+
+    Raises:
+        InvalidRequestError: it is there already, or its folder is not.
+    """
+    from osp_cli.media.files import check_writable
+    from osp_cli.media.sinks import check_output
+    from osp_cli.sheets import STILL_SHEETS
+
+    if sheet.output.suffix.lower() in STILL_SHEETS:
+        check_writable(sheet.output, overwrite=sheet.overwrite)
+    else:
+        check_output(sheet.output, overwrite=sheet.overwrite, fps=sheet.requests[0].fps)
 
 
 def _is_done(request: GenerateRequest) -> bool:

@@ -12,12 +12,11 @@ import numpy as np
 from osp_cli import __version__
 from osp_cli.errors import OspError
 from osp_cli.events import Event, Notice, Saved, StageFinished, StageStarted
-from osp_cli.media.files import check_writable
 from osp_cli.media.grid import grid_frames, table_frames
 from osp_cli.media.image import cover_resize_crop, load_image
 from osp_cli.media.kinds import is_video_file
 from osp_cli.media.sheet import contact_sheet, labelled_grid, save_sheet
-from osp_cli.media.sinks import check_output, open_sink
+from osp_cli.media.sinks import open_sink
 from osp_cli.media.source_video import probe_source, read_frames
 from osp_cli.requests import Sheet
 from osp_cli.sheets import STILL_SHEETS
@@ -27,18 +26,6 @@ if TYPE_CHECKING:
 
 # Of a clip, for a page that does not move: motion is under way by then, the picture still known.
 _STILL_MOMENT = 0.5
-
-
-def check_sheet(sheet: Sheet) -> None:
-    """Refuse a page that cannot be written, before its videos are made.
-
-    Raises:
-        InvalidRequestError: it is there already, or its folder is not.
-    """
-    if sheet.output.suffix.lower() in STILL_SHEETS:
-        check_writable(sheet.output, overwrite=sheet.overwrite)
-    else:
-        check_output(sheet.output, overwrite=sheet.overwrite, fps=sheet.requests[0].fps)
 
 
 def with_sheets(
