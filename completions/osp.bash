@@ -105,6 +105,10 @@ _osp_takes_value() {
             'bench --photos' | \
             'bench --out' | \
             'bench --weights' | \
+            'bench --model' | 'bench -m' | \
+            'bench --caches' | \
+            'bench --steps' | \
+            'bench --style' | 'bench -s' | \
             'models inspect --model' | 'models inspect -m') return 0 ;;
     esac
     return 1
@@ -147,6 +151,8 @@ _osp_values() {
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
         'bench --weights') _osp_files "$3" '*' ;;
+        'bench --model' | 'bench -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
+        'bench --style' | 'bench -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' 'all' ;;
         'models inspect --model' | 'models inspect -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
     esac
 }
@@ -160,7 +166,7 @@ _osp_options() {
         'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
-        'bench') _osp_words "$2" '--quick' '--photos' '--out' '--weights' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
+        'bench') _osp_words "$2" '--quick' '--photos' '--out' '--weights' '--model' '-m' '--caches' '--steps' '--style' '-s' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'completion') _osp_words "$2" '--debug' '--help' '-h' ;;
         'schema') _osp_words "$2" '--debug' '--help' '-h' ;;
         'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
@@ -182,7 +188,7 @@ _osp_arguments() {
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'stylize 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
         'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
-        'bench 0') _osp_words "$3" 'mini' ;;
+        'bench 0') _osp_words "$3" 'mini' 'cache' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
         'models inspect 0') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;

@@ -96,6 +96,12 @@ function __osp_place
         'bench --photos' \
         'bench --out' \
         'bench --weights' \
+        'bench --model' \
+        'bench -m' \
+        'bench --caches' \
+        'bench --steps' \
+        'bench --style' \
+        'bench -s' \
         'models inspect --model' \
         'models inspect -m'
     set -l nested 'models inspect'
@@ -270,7 +276,8 @@ end
 
 function __osp_values_subject
     printf '%s\t%s\n' \
-        'mini' 'The built-in model, on photos that its training never saw'
+        'mini' 'The built-in model, on photos that its training never saw' \
+        'cache' 'Step caches: what each threshold saves and costs on a model'
 end
 
 complete -c osp -f
@@ -440,6 +447,12 @@ complete -c osp -n '__osp_in bench' -l 'quick' -d 'Fewer photos and shorter clip
 complete -c osp -n '__osp_in bench' -l 'photos' -r -F -d 'Pictures to measure on [seven photos]'
 complete -c osp -n '__osp_in bench' -l 'out' -r -F -d 'Keep a report and sheets of clips there'
 complete -c osp -n '__osp_in bench' -l 'weights' -r -F -d 'Other weights of the same layout'
+complete -c osp -n '__osp_in bench' -l 'model' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in bench' -s 'm' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in bench' -l 'caches' -r -f -d 'What cache compares, as in fbcache:0.1,magcache'
+complete -c osp -n '__osp_in bench' -l 'steps' -r -f -d 'Sampler steps [the model\'s]'
+complete -c osp -n '__osp_in bench' -l 'style' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads from one to the other [none]'
+complete -c osp -n '__osp_in bench' -s 's' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads from one to the other [none]'
 complete -c osp -n '__osp_in bench' -l 'json' -d 'One JSON object per line on stdout'
 complete -c osp -n '__osp_in bench' -l 'quiet' -d 'Say nothing but errors'
 complete -c osp -n '__osp_in bench' -s 'q' -d 'Say nothing but errors'

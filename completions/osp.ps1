@@ -165,6 +165,12 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'bench' '--photos' 'photos' 'Pictures to measure on [seven photos]'
         row 'bench' '--out' 'out' 'Keep a report and sheets of clips there'
         row 'bench' '--weights' 'weights' 'Other weights of the same layout'
+        row 'bench' '--model' 'model' 'One of `osp models` [osp-mini]'
+        row 'bench' '-m' 'model' 'One of `osp models` [osp-mini]'
+        row 'bench' '--caches' 'caches' 'What cache compares, as in fbcache:0.1,magcache'
+        row 'bench' '--steps' 'steps' 'Sampler steps [the model''s]'
+        row 'bench' '--style' 'style' 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads from one to the other [none]'
+        row 'bench' '-s' 'style' 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads from one to the other [none]'
         row 'bench' '--json' '' 'One JSON object per line on stdout'
         row 'bench' '--quiet' '' 'Say nothing but errors'
         row 'bench' '-q' '' 'Say nothing but errors'
@@ -291,6 +297,7 @@ Register-ArgumentCompleter -Native -CommandName osp -ScriptBlock {
         row 'style' 'none' '' 'No style'
         row 'style' 'all' '' 'A sheet with one of each'
         row 'subject' 'mini' '' 'The built-in model, on photos that its training never saw'
+        row 'subject' 'cache' '' 'Step caches: what each threshold saves and costs on a model'
     )
     # Kind, and the pattern of the files that are offered.
     $files = @(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from osp_cli.cli import console
-from osp_cli.cli.options import DebugOpt, JsonOpt, QuietOpt
-from osp_cli.errors import InvalidRequestError, WeightsMissingError
+from osp_cli.cli.options import DebugOpt, JsonOpt, ModelOpt, QuietOpt, StepsOpt, StyleOpt
+from osp_cli.errors import InterruptedRunError, InvalidRequestError, WeightsMissingError
+from osp_cli.registry import ModelSpec, find_model
 
 if TYPE_CHECKING:
     from osp_cli.evaluation.mini_bench import Line
     from osp_cli.evaluation.photos import Photo
     from osp_cli.stopping import StopSignal
 
-SUBJECTS = {"mini": "The built-in model, on photos that its training never saw"}
+SUBJECTS = {
+    "mini": "The built-in model, on photos that its training never saw",
+    "cache": "Step caches: what each threshold saves and costs on a model",
+}
 
 EXAMPLES = """\
 \b
@@ -26,9 +31,15 @@ Examples:
   osp bench mini --quick
   osp bench mini --out report/
   osp bench mini --photos my-pictures/ --json
-Each line ends with the goal, what must be reached at least, and whether
-it is: yes, least (the least but not the goal) or no. The exit code is 1
-if there is any no, else 0. It needs pip install 'osp-cli[bench]'.
+  osp bench cache --model osp-mini --out report/
+  osp bench cache --caches teacache:0.05,teacache:0.1 --photos pictures/
+Each line of mini ends with the goal, what must be reached at least, and
+whether it is: yes, least (the least but not the goal) or no. The exit
+code is 1 if there is any no, else 0. Without --photos it needs
+pip install 'osp-cli[bench]'. A line of cache compares clips with those
+without a cache: sampling time, PSNR, the frame that differs most (in
+grey levels) and the motion that is left. The exit code is 1 if the
+model's own cache made one stand still.
 """
 
 
@@ -53,6 +64,15 @@ def bench(
         str | None,
         typer.Option("--weights", metavar="FOLDER", help="Other weights of the same layout"),
     ] = None,
+    model: ModelOpt = None,
+    caches: Annotated[
+        str | None,
+        typer.Option(
+            "--caches", metavar="LIST", help="What cache compares, as in fbcache:0.1,magcache"
+        ),
+    ] = None,
+    steps: StepsOpt = None,
+    style: StyleOpt = None,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
@@ -62,13 +82,20 @@ def bench(
         raise InvalidRequestError(
             f"osp bench does not know {subject!r}", hint=f"it measures: {', '.join(SUBJECTS)}"
         )
+    if subject == "cache":
+        _bench_cache(
+            photos, out, weights, model, caches, steps, style,
+            quick=quick, as_json=as_json, quiet=quiet,
+        )  # fmt: skip
+        return
+    _refuse_for_mini(model=model, caches=caches, steps=steps, style=style)
     from osp_cli.evaluation.photos import held_out_photos, photos_in, require_packages
     from osp_cli.media.files import make_folder
     from osp_cli.stopping import StopSignal
 
     require_packages()
     chosen = held_out_photos() if photos is None else photos_in(Path(photos))
-    folder = _weights_folder(weights)
+    folder = _weights_folder(find_model("osp-mini"), weights)
     if out is not None:
         make_folder(Path(out))
 
@@ -79,7 +106,7 @@ def bench(
                 found.append(line)
                 if as_json:
                     console.write_json(line.as_json())
-        except KeyboardInterrupt as error:
+        except (KeyboardInterrupt, InterruptedRunError) as error:
             raise stop.error("interrupted, nothing was measured to the end") from error
     if not as_json:
         _show(found)
@@ -87,15 +114,79 @@ def bench(
         raise typer.Exit(1)
 
 
-def _weights_folder(weights: str | None) -> Path:
-    """The weights to measure: those named, or those of the package.
+def _refuse_for_mini(**flags: object) -> None:
+    """Refuse what only `osp bench cache` takes; `mini` is one model as it is.
+
+    Raises:
+        InvalidRequestError: one of them was typed.
+    """
+    for name, value in flags.items():
+        if value is not None:
+            raise InvalidRequestError(
+                f"osp bench mini takes no --{name}", hint="osp bench cache does"
+            )
+
+
+def _bench_cache(
+    photos: str | None,
+    out: str | None,
+    weights: str | None,
+    model: str | None,
+    caches: str | None,
+    steps: int | None,
+    style: str | None,
+    *,
+    quick: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    import time
+
+    from osp_cli.cli.bench_cache import measure_caches, read_caches, show_caches, usable_caches
+    from osp_cli.evaluation.photos import held_out_photos, photos_in
+    from osp_cli.media.files import make_folder
+    from osp_cli.stopping import StopSignal
+    from osp_cli.style_mix import read_style
+
+    spec = find_model(model or os.environ.get("OSP_MODEL") or "osp-mini")
+    asked = read_caches(caches)
+    if asked is not None:
+        usable_caches(spec, asked, typed=True)
+    if style is not None:
+        read_style(style)
+    folder = _weights_folder(spec, weights)
+    chosen = held_out_photos() if photos is None else photos_in(Path(photos), least=1)
+    if out is not None:
+        make_folder(Path(out))
+    started = time.monotonic()
+
+    def tell(text: str) -> None:
+        if not quiet:
+            console.say(f"{time.monotonic() - started:4.0f} s  {text}")
+
+    with StopSignal(talk=not quiet).installed() as stop:
+        try:
+            lines = measure_caches(
+                spec, folder, chosen, asked, stop, tell,
+                quick=quick, steps=steps, style=style, out=None if out is None else Path(out),
+            )  # fmt: skip
+        except (KeyboardInterrupt, InterruptedRunError) as error:
+            raise stop.error("interrupted, nothing was measured to the end") from error
+    if as_json:
+        for line in lines:
+            console.write_json(line.as_json())
+    else:
+        show_caches(lines)
+    if any(line.is_default and line.went_still for line in lines):
+        raise typer.Exit(1)
+
+
+def _weights_folder(spec: ModelSpec, weights: str | None) -> Path:
+    """The weights to measure: those named, or those that are installed.
 
     Raises:
         WeightsMissingError: there are none.
     """
-    from osp_cli.registry import find_model
-
-    spec = find_model("osp-mini")
     if weights is None:
         return spec.weights_dir()
     folder = Path(weights)

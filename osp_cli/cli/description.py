@@ -86,7 +86,7 @@ def known_values() -> Mapping[str, Values]:
     nothing = Values()
     free = (
         "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff strength seed "
-        "count max-vram max-ram gpus revision include exclude mirror jobs limit-rate"
+        "count caches max-vram max-ram gpus revision include exclude mirror jobs limit-rate"
     )
     return {
         **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),

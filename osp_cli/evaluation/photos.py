@@ -47,19 +47,23 @@ def held_out_photos() -> list[Photo]:
     return photos
 
 
-def photos_in(folder: Path) -> list[Photo]:
+def photos_in(folder: Path, *, least: int = 2) -> list[Photo]:
     """The pictures of a folder, by name.
 
+    Args:
+        folder: with pictures; what else is in it does not matter.
+        least: how many there must be. Styles are told apart by what was learnt of other photos.
+
     Raises:
-        InvalidRequestError: there is no such folder, or fewer than two pictures in it.
+        InvalidRequestError: there is no such folder, or fewer pictures in it.
     """
     if not folder.is_dir():
         raise UnreadableMediaError(f"--photos names a folder, {folder} is none")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
-    if len(paths) < 2:
-        # Styles are told apart by what was learnt of the other photos.
+    if len(paths) < least:
+        needed = "a picture" if least == 1 else "two pictures"
         raise InvalidRequestError(
-            f"--photos needs a folder with at least two pictures, {folder} holds {len(paths)}"
+            f"--photos needs a folder with at least {needed}, {folder} holds {len(paths)}"
         )
     return [Photo(path.stem, path) for path in paths]
 

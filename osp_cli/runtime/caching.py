@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from osp_cli.dials import StepCacheChoice
 from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import ModelSpec
 from osp_cli.sampling.step_cache import (
@@ -15,6 +16,16 @@ from osp_cli.sampling.step_cache import (
 # The paper's (section 6.4), and MagCache's own in diffusers.
 TEACACHE_THRESHOLD = 0.10
 MAGCACHE_THRESHOLD = 0.06
+
+
+def with_threshold(spec: ModelSpec, cache: StepCacheChoice) -> StepCacheChoice:
+    """The same cache with the threshold that it would have on a model; none stays none.
+
+    Raises:
+        InvalidRequestError: it does not work there.
+    """
+    config = step_cache_config(spec, *cache, num_start_steps=1, num_inference_steps=1)
+    return cache._replace(threshold=getattr(config, "threshold", None))
 
 
 def step_cache_config(

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from osp_cli.dials import Seeds, Size
-from osp_cli.events import Event
+from osp_cli.dials import Seeds, Size, StepCacheChoice
+from osp_cli.evaluation.cache_bench import Take
+from osp_cli.events import Event, StepDone
 from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
 from osp_cli.requests import GenerateRequest
 from osp_cli.runtime.devices import resolve_device, this_machine
@@ -96,13 +97,46 @@ class Studio:
         Raises:
             OspError: it cannot be made.
         """
+        return self.take(
+            photo, num_frames=num_frames, prompt=prompt, style=style, size=size, cutoff=cutoff
+        ).frames
+
+    def take(
+        self,
+        photo: Path,
+        *,
+        num_frames: int,
+        prompt: str | None = None,
+        style: str | None = None,
+        steps: int | None = None,
+        cache: StepCacheChoice | None = None,
+        size: tuple[int, int] | None = None,
+        cutoff: float | None = None,
+    ) -> Take:
+        """One clip with the card's defaults, and what its sampling took.
+
+        Args:
+            photo: of any size.
+            num_frames: `4k + 1`.
+            prompt: what happens; by default what the card says where nothing is asked.
+            style: as `--style` takes it.
+            steps: of the sampler; by default the card's.
+            cache: as `--cache` takes it; by default the card's.
+            size: width, height of the clip; by default the card's nearest to the photo.
+            cutoff: as `--cutoff` takes it; by default the card's.
+
+        Raises:
+            OspError: it cannot be made.
+        """
         settled = settle_generate(
             Source(image=photo, overwrite=True),
             model=self._model,
             prompt=prompt,
             style=style,
             cutoff=cutoff,
-            size=Size(*size),
+            size=None if size is None else Size(*size),
+            num_inference_steps=steps,
+            cache=cache,
             num_frames=num_frames,
             seed=Seeds([self._seed]),
             device=self._device,
@@ -111,14 +145,20 @@ class Studio:
         started = time.perf_counter()
         clip, _ = settle(settled.request)
         clip = replace(clip, weights=self.weights)
-        sampled = _result(sample(clip, self._models, self._stop))
+        done: list[StepDone] = []
+        sampled = _result(sample(clip, self._models, self._stop), done)
         sampled.kept.unlink(missing_ok=True)
         clip, latents = sampled.clip, sampled.sampling.latents
         del sampled
         _, frames = _result(decode(clip, self._models, latents))
         self.num_clips += 1
         self.seconds += time.perf_counter() - started
-        return frames
+        return Take(
+            frames,
+            seconds=sum(step.seconds for step in done),
+            skipped=sum(step.cached for step in done),
+            num_steps=len(done),
+        )
 
     def round_trip(self, pictures: Frames) -> Frames:
         """Pictures through the codec and back, each as if it were alone.
@@ -135,12 +175,15 @@ class Studio:
         return frames
 
 
-def _result(events: Generator[Event, None, _Result]) -> _Result:
-    """What a stream of events returns at its end; the events are let go."""
-
+def _result(
+    events: Generator[Event, None, _Result], steps: list[StepDone] | None = None
+) -> _Result:
+    """What a stream of events returns at its end; of the events only the steps are kept."""
     while True:
         try:
-            next(events)
+            event = next(events)
+            if steps is not None and isinstance(event, StepDone):
+                steps.append(event)
         except StopIteration as end:
             result: _Result = end.value
             return result

@@ -1,14 +1,13 @@
-"""What the step caches save and cost on an installed model; looked at, not asserted.
+"""The figures of step caches that a model's card needs, measured on an installed model.
 
-`python tests/benchmarks/step_caches.py` prints speed against error. `--fit` measures the figures
-that a model card needs, as TOML. `--samplers` compares UniPC with Euler at equal steps.
+`python tests/benchmarks/step_caches.py --fit` prints them as TOML, `--samplers` compares UniPC with
+Euler at equal steps. What the caches then save and cost is told by `osp bench cache`.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from mini_sheet import open_pipeline
-from numpy.typing import NDArray
 from torch import Tensor
 
+from osp_cli.evaluation.cache_bench import WISHES
 from osp_cli.evaluation.metrics import mean_motion, psnr
 from osp_cli.media.image import choose_bucket, cover_resize_crop, load_image
 from osp_cli.pipelines.flash_i2v import (
@@ -29,27 +28,9 @@ from osp_cli.pipelines.flash_i2v import (
     decode_frames,
 )
 from osp_cli.registry import ModelSpec, find_model, find_style
-from osp_cli.runtime.caching import step_cache_config
 from osp_cli.sampling.mag_calibration import calibrate_mag_ratios
 
 EXAMPLE = Path(__file__).parents[2] / "presets" / "examples" / "lake.jpg"
-# Each picture gets the next of these: motions of the camera and of the scene, with and without
-# a style.
-ASKED = (
-    ("the camera pans left", None),
-    ("the camera zooms in", "ink"),
-    ("snow falls", None),
-    ("the subject sways", "pixel-art"),
-    ("the camera tilts up", "watercolor"),
-    ("roll right", "cyberpunk"),
-)
-# Kind and threshold; None stands for the card's or the cache's own.
-CACHES = (
-    *(("teacache", threshold) for threshold in (0.05, 0.1, 0.2)),
-    *(("fbcache", threshold) for threshold in (0.001, 0.05, 0.2)),
-    *(("magcache", threshold) for threshold in (0.06, 0.12)),
-)
-QUICK_CACHES = (("teacache", 0.1), ("fbcache", 0.1), ("magcache", 0.06))
 DEGREE = 4
 SOURCE = "measured by tests/benchmarks/step_caches.py --fit"
 
@@ -68,28 +49,13 @@ class Clip:
     conditions: Conditions
 
 
-@dataclass(frozen=True)
-class Run:
-    """One sampled clip.
-
-    Attributes:
-        latents: the end.
-        seconds: of all steps.
-        skipped: steps that used an earlier result.
-    """
-
-    latents: Tensor
-    seconds: float
-    skipped: int
-
-
 def make_clips(
     pipeline: FlashI2VPipeline, spec: ModelSpec, photos: list[Path], num_frames: int
 ) -> list[Clip]:
     """One clip of each photo, each with another wish."""
     clips = []
     for index, photo in enumerate(photos):
-        prompt, style = ASKED[index % len(ASKED)]
+        prompt, style = WISHES[index % len(WISHES)]
         picture = load_image(photo).image
         width, height = choose_bucket(picture.width, picture.height, spec.sizes)
         inputs = SamplingInputs(
@@ -109,19 +75,13 @@ def make_clips(
     return clips
 
 
-def sample(
-    pipeline: FlashI2VPipeline, spec: ModelSpec, clip: Clip, steps: int, sampler: str = "euler",
-    cache: tuple[str, float | None] = ("none", None), num_start: int = 5,
-) -> Run:  # fmt: skip
-    """Sample `clip` with these settings."""
-    config = step_cache_config(spec, *cache, num_start, steps)
-    inputs = replace(clip.inputs, num_inference_steps=steps, sampler=sampler, step_cache=config)
+def sample(pipeline: FlashI2VPipeline, clip: Clip, steps: int, sampler: str = "euler") -> Tensor:
+    """The latents of `clip` with these settings."""
+    inputs = replace(clip.inputs, num_inference_steps=steps, sampler=sampler)
     with pipeline.sampling(inputs, clip.conditions) as sampling:
-        started = time.perf_counter()
         for _ in sampling.steps():
             pass
-        seconds = time.perf_counter() - started
-        return Run(sampling.latents, seconds, sampling.cache.skipped_steps)
+        return sampling.latents
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
@@ -164,7 +124,7 @@ def recorded_distances(pipeline: FlashI2VPipeline) -> Iterator[Distances]:
             found.append(((now - before).abs().mean() / before.abs().mean()).item())
 
 
-def fit(pipeline: FlashI2VPipeline, spec: ModelSpec, clips: list[Clip], grids: list[int]) -> None:
+def fit(pipeline: FlashI2VPipeline, clips: list[Clip], grids: list[int]) -> None:
     """Print the tables `[teacache]` and `[magcache]`, the latter for each number of steps; a card
     takes the one for its own."""
     x: list[float] = []
@@ -177,7 +137,7 @@ def fit(pipeline: FlashI2VPipeline, spec: ModelSpec, clips: list[Clip], grids: l
                 recorded_distances(pipeline) as distances,
                 calibrate_mag_ratios(pipeline.transformer) as calibration,
             ):
-                sample(pipeline, spec, unguided, steps)
+                sample(pipeline, unguided, steps)
             x += distances.signal
             y += distances.output
             ratios[steps].append(calibration.mag_ratios)
@@ -212,64 +172,12 @@ def fit_polynomial(x: list[float], y: list[float], source: str) -> None:
     sys.stdout.write(f"\n[teacache]\ncoefficients = [{figures}]\n{source}\n")
 
 
-# --- speed against error ----------------------------------------------------------------------
+# --- samplers ----------------------------------------------------------------------------------
 
 
-def compare(
-    pipeline: FlashI2VPipeline, spec: ModelSpec, clips: list[Clip], options: argparse.Namespace
-) -> None:
-    """Print a table for each sampler and number of steps, means over the clips."""
-    for sampler in options.sampler:
-        for steps in options.steps:
-            sys.stdout.write(f"\n{sampler}, {steps} steps, {options.start} always computed\n")
-            sys.stdout.write("cache            time  computed skipped   error    PSNR  motion\n")
-            for label, row in table(pipeline, spec, clips, sampler, steps, options):
-                sys.stdout.write(
-                    "{:15s} {:5.2f} {:9.1f} {:7.1f} {:7.4f} {:7.1f} {:7.2f}\n".format(label, *row)
-                )
-                sys.stdout.flush()
-
-
-def table(
-    pipeline: FlashI2VPipeline, spec: ModelSpec, clips: list[Clip], sampler: str, steps: int,
-    options: argparse.Namespace,
-) -> Iterator[tuple[str, NDArray[np.float64]]]:  # fmt: skip
-    """The rows of one table: time as a share of uncached, steps, error, PSNR, motion.
-
-    For `none` it is the time of a second run as a share of the first: how steady the machine was.
-    """
-    caches = [c for c in options.caches if spec.cache_problem(c[0]) is None]
-    rows: dict[str, list[list[float]]] = {"none": []}
-    for clip in clips:
-        plain = sample(pipeline, spec, clip, steps, sampler)
-        frames = decode_frames(pipeline.vae, plain.latents)
-        uncached = [plain.seconds]
-        cached: list[tuple[str, Run]] = []
-        for cache in caches:
-            label = cache[0] if cache[1] is None else f"{cache[0]}:{cache[1]:g}"
-            run = sample(pipeline, spec, clip, steps, sampler, cache, options.start)
-            cached.append((label, run))
-        # Uncached once more, so that a machine growing slower or faster is seen to.
-        uncached.append(sample(pipeline, spec, clip, steps, sampler).seconds)
-        seconds = float(np.mean(uncached))
-        drift = uncached[1] / uncached[0]
-        rows["none"].append([drift, steps, 0, 0.0, np.inf, mean_motion(frames)])
-        for label, run in cached:
-            other = decode_frames(pipeline.vae, run.latents)
-            quality = [relative_error(run.latents, plain.latents), psnr(other, frames)]
-            counts = [steps - run.skipped, run.skipped]
-            rows.setdefault(label, []).append(
-                [run.seconds / seconds, *counts, *quality, mean_motion(other)]
-            )
-    for label, measured in rows.items():
-        yield label, np.mean(measured, axis=0)
-
-
-def compare_samplers(
-    pipeline: FlashI2VPipeline, spec: ModelSpec, clips: list[Clip], counts: list[int]
-) -> None:
+def compare_samplers(pipeline: FlashI2VPipeline, clips: list[Clip], counts: list[int]) -> None:
     """Print how far each sampler's end is from that of 100 Euler steps, means over the clips."""
-    reference = [sample(pipeline, spec, clip, 100).latents for clip in clips]
+    reference = [sample(pipeline, clip, 100) for clip in clips]
     pictures = [decode_frames(pipeline.vae, latents) for latents in reference]
     motion = np.mean([mean_motion(frames) for frames in pictures])
     sys.stdout.write(f"\nagainst 100 Euler steps, motion {motion:.2f}\n")
@@ -278,9 +186,9 @@ def compare_samplers(
         for sampler in ("euler", "unipc"):
             measured = []
             for clip, latents, frames in zip(clips, reference, pictures, strict=True):
-                run = sample(pipeline, spec, clip, steps, sampler)
-                other = decode_frames(pipeline.vae, run.latents)
-                error = relative_error(run.latents, latents)
+                end = sample(pipeline, clip, steps, sampler)
+                other = decode_frames(pipeline.vae, end)
+                error = relative_error(end, latents)
                 measured.append([error, psnr(other, frames), mean_motion(other)])
             row = "{:7.4f} {:7.1f} {:7.2f}".format(*np.mean(measured, axis=0))
             sys.stdout.write(f"{steps:5d}  {sampler:7s} {row}\n")
@@ -291,27 +199,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("photos", type=Path, nargs="*", default=[EXAMPLE])
     parser.add_argument("--model", default="osp-mini")
-    parser.add_argument("--fit", action="store_true")
-    parser.add_argument("--samplers", action="store_true")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--fit", action="store_true")
+    what.add_argument("--samplers", action="store_true")
     parser.add_argument("--quick", action="store_true", help="fewer settings and frames")
     parser.add_argument("--frames", type=int)
     parser.add_argument("--steps", type=int, nargs="+")
-    parser.add_argument("--sampler", nargs="+", default=["euler", "unipc"])
-    parser.add_argument("--start", type=int, help="steps always computed")
     options = parser.parse_args()
     pipeline, spec = open_pipeline(options.model), find_model(options.model)
     usual = 13 if options.quick else int(spec.defaults.get("num_frames", 49))
     clips = make_clips(pipeline, spec, options.photos, options.frames or usual)
-    options.caches = QUICK_CACHES if options.quick else CACHES
-    if options.start is None:
-        options.start = int(spec.defaults.get("cache_start", 5))
     if options.fit:
-        fit(pipeline, spec, clips, options.steps or ([8] if options.quick else [8, 20, 50]))
-    elif options.samplers:
-        compare_samplers(pipeline, spec, clips, options.steps or [4, 6, 8, 12])
+        fit(pipeline, clips, options.steps or ([8] if options.quick else [8, 20, 50]))
     else:
-        options.steps = options.steps or ([8] if options.quick else [8, 20, 50])
-        compare(pipeline, spec, clips, options)
+        compare_samplers(pipeline, clips, options.steps or [4, 6, 8, 12])
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from PIL import Image
 
-from osp_cli.evaluation import mini_bench, process_bench
+from osp_cli.evaluation import cache_bench, mini_bench, process_bench
+from osp_cli.evaluation.cache_bench import CacheExtent
 from osp_cli.evaluation.mini_bench import Extent, Line
 from osp_cli.registry import find_model
 
@@ -162,3 +164,91 @@ def test_the_true_model_is_measured_from_end_to_end(osp, pictures, monkeypatch, 
         "report.json", "styles.png", "styles-unlabelled.png", "motions.png",
         "motions-unlabelled.png",
     }  # fmt: skip
+
+
+# --- caches ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_bench(osp, pictures, tiny_card, monkeypatch):
+    """`osp bench cache` of the tiny model on one small picture."""
+    monkeypatch.setattr(
+        cache_bench, "CACHE_QUICK", CacheExtent(photos=1, num_frames=9, twice=False)
+    )
+    return lambda *args: osp(
+        *("bench", "cache", "--model", "tiny", "--quick", "--photos", "photos", "--steps", "4"),
+        *args,
+    )
+
+
+def test_caches_are_compared_from_end_to_end(tiny_bench, away):
+    done = tiny_bench("--out", "report")
+    assert done.code == 0, done.err
+    rows = [line.split("\t") for line in done.out.splitlines()]
+    assert [row[0] for row in rows] == ["none", "fbcache:0.05", "magcache:0.06"]
+    assert rows[0][1] == "0 of 4"
+    assert rows[0][3:7] == ["100%", "same", "0.0", "100%"]
+    assert rows[0][7].startswith("best at its speed")
+    assert "the model's own" in rows[2][7]
+    assert rows[2][1] == "3 of 4"
+    assert "TeaCache does not work with tiny" in done.err
+    report = json.loads((away / "report" / "report.json").read_text())
+    assert (report["model"], report["quick"]) == ("tiny", True)
+    assert "TeaCache does not work with tiny" in report["left_out"][0]
+    assert [line["cache"] for line in report["lines"]] == [row[0] for row in rows]
+    assert (away / "report" / "caches.png").exists()
+
+
+def test_caches_and_a_style_may_be_named(tiny_bench):
+    done = tiny_bench("--caches", "fbcache:5, fbcache", "--style", "ink", "--json", "--quiet")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    # A threshold that was left out is the one it would have.
+    assert [line["cache"] for line in lines] == ["none", "fbcache:5", "fbcache:0.05"]
+    assert lines[1]["skipped"] == 3
+    assert done.err == ""
+
+
+def test_the_model_s_own_cache_must_not_make_a_clip_still(tiny_bench, monkeypatch):
+    genuine = cache_bench.compare
+
+    def compare(cache, *args):
+        return replace(genuine(cache, *args), went_still=("one",) * (cache == "magcache:0.06"))
+
+    monkeypatch.setattr(cache_bench, "compare", compare)
+    done = tiny_bench()
+    assert done.code == 1
+    assert "one went still" in done.out
+    assert tiny_bench("--caches", "fbcache:5").code == 0
+
+
+def test_an_interrupted_comparison_ends_with_130(tiny_bench, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cache_bench, "compare", interrupted)
+    done = tiny_bench()
+    assert done.code == 130
+    assert "interrupted" in done.err
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "args"),
+    [
+        (2, "osp bench mini takes no --steps", ["mini", "--steps", "4"]),
+        (2, "osp bench mini takes no --model", ["mini", "--model", "osp-mini"]),
+        (2, "unknown cache 'speedy'", ["cache", "--caches", "speedy"]),
+        (2, "none is measured anyway", ["cache", "--caches", "none"]),
+        (2, "stands there twice", ["cache", "--caches", "fbcache:1,fbcache:1"]),
+        (2, "TeaCache does not work with osp-mini", ["cache", "--caches", "teacache"]),
+        (2, "unknown style", ["cache", "--style", "nonesuch"]),
+        (2, "unknown model", ["cache", "--model", "nonesuch"]),
+        (2, "at least a picture", ["cache", "--photos", "."]),
+        (3, "are not installed", ["cache", "--model", "flashi2v-1.3b"]),
+    ],
+)
+def test_caches_that_cannot_be_measured_are_refused(osp, pictures, code, words, args):
+    done = osp("bench", *args)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
