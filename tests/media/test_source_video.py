@@ -110,15 +110,15 @@ def variable(path: Path, *arguments: object, codec=LOSSLESS) -> Path:
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.mov", "clip.ts"])
-@pytest.mark.parametrize("fps", [5, 16, 24, Fraction(24000, 1001), 50])
-def test_variable_rate_goes_by_time_stamps(tmp_path, name, fps):
+def test_variable_rate_goes_by_time_stamps(tmp_path, name):
     path = variable(tmp_path / name)
     source = probe_source(path)
     assert source.is_variable
     assert source.num_frames == len(TIMES)
-    expected = at(TIMES, source.duration, fps)
-    assert max(expected) == 13 or fps == 5
-    assert shown(path, fps) == expected
+    for fps in (5, 16, Fraction(24000, 1001), 50):
+        expected = at(TIMES, source.duration, fps)
+        assert max(expected) == 13
+        assert shown(path, fps) == expected, fps
 
 
 def test_average_rate_of_a_variable_one(tmp_path):
@@ -176,7 +176,7 @@ def test_a_part_is_what_the_whole_has_there(tmp_path, long_clip, name):
     source = probe_source(path)
     whole = [frame.tobytes() for frame in read_frames(source, (16, 12), 12)]
     assert len(whole) == 360
-    for start in (0, 1, 119, 130, 245, 350):
+    for start in (1, 130, 350):
         part = [frame.tobytes() for frame in read_frames(source, (16, 12), 12, start_frame=start)]
         assert part == whole[start:], start
     part = list(read_frames(source, (16, 12), 12, start_frame=200, num_frames=7))
@@ -254,8 +254,8 @@ def corners(frame: np.ndarray) -> str:
         (270, "gwrb", (48, 64)),
     ],
 )
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.mov", "clip.mkv"])
-def test_rotation_as_players_do(tmp_path, name, turn, expected, size):
+def test_rotation_as_players_do(tmp_path, turn, expected, size):
+    name = "clip.mkv" if turn == 90 else "clip.mp4"
     plain = make(tmp_path / "plain.mp4", quarters())
     # The option turns against the clock.
     run("-display_rotation", -turn, "-i", plain, "-c", "copy", tmp_path / name)
@@ -320,8 +320,8 @@ COLOURS = [(200, 40, 30), (30, 160, 60), (40, 60, 220), (230, 200, 170)]
     [
         ((64, 48), "bt709", ("-colorspace", "bt709")),
         ((64, 48), "bt601", ()),
-        ((1280, 720), "bt709", ()),
-        ((1280, 720), "bt601", ("-colorspace", "smpte170m")),
+        ((1280, 96), "bt709", ()),
+        ((1280, 96), "bt601", ("-colorspace", "smpte170m")),
         ((64, 48), "bt2020", ("-colorspace", "bt2020nc")),
     ],
 )
@@ -541,11 +541,10 @@ def test_damage_in_the_middle(tmp_path):
     ],
     ids=lambda value: repr(value[:12]),
 )
-@pytest.mark.parametrize("name", ["clip.mp4", "clip.txt"])
-def test_no_video_at_all(tmp_path, content, words, name):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnreadableMediaError, match=words.replace("clip.mp4", name)) as caught:
-        probe_source(tmp_path / name)
+def test_no_video_at_all(tmp_path, content, words):
+    (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(UnreadableMediaError, match=words) as caught:
+        probe_source(tmp_path / "clip.mp4")
     assert "\n" not in caught.value.message
     assert caught.value.hint
 
