@@ -13,6 +13,10 @@ _NO_STAMP = -(2**63)
 class PacketTimes:
     """Fed with ffmpeg's `framecrc` lines of one stream; memory does not grow with their number.
 
+    Args:
+        is_whole: whether the last packet will be the stream's last; if not, some that come before
+            it in time may be missing.
+
     Attributes:
         tick: seconds of a unit in which the file counts.
         end: when the latest packet ends.
@@ -21,7 +25,8 @@ class PacketTimes:
             all that is here is about decoding, which runs ahead by an unknown number of frames.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_whole: bool = True) -> None:
+        self._is_whole = is_whole
         self.tick = 0.0
         self.has_times = True
         self.end = self.last = 0.0
@@ -66,8 +71,9 @@ class PacketTimes:
 
     def close(self) -> None:
         """All packets are there."""
-        self._decoded.close()
-        self._shown.close()
+        if self._is_whole:
+            self._decoded.close()
+            self._shown.close()
         if self.count:
             order = self._order
             mean = (order.latest - order.start) / max(1, self.count - 1)

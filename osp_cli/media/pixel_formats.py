@@ -34,7 +34,7 @@ def matrix_of(pixel_format: str, tagged: str, width: int, height: int) -> str:
     """
     if tagged not in ("", "unknown", "reserved"):
         return "auto"
-    if not re.match(r"yuva?4|nv\d|p[024]1|[uy]yv", pixel_format):
+    if not re.match(r"yuv[aj]?4|nv\d|p[024]1|[uy]yv", pixel_format):
         return "auto"
     short, long = sorted((width, height))
     return "bt709" if long >= 1280 or short > 576 else "bt601"

@@ -95,6 +95,8 @@ def _extract(track: AudioTrack, way: Sequence[str], path: Path) -> str:
         *("-y", *begin, "-i", f"file:{track.path}", "-map", "0:a:0", *way),
         *("-t", f"{track.seconds:.6f}", "-map_metadata", "-1", "-map_chapters", "-1"),
         *("-fflags", "+bitexact", "-flags:a", "+bitexact", "-f", "mp4", f"file:{path}"),
+        # The clock of a transport stream begins with the first packet of all streams in use.
+        *("-map", "0:V:0?", "-c", "copy", "-frames:v", "1", "-f", "null", "-"),
     ]
     with Decoder(arguments) as ffmpeg:
         code = ffmpeg.finish()

@@ -24,6 +24,11 @@ from osp_cli.media.packet_times import PacketTimes
 from osp_cli.media.pixel_formats import bit_depth, has_alpha, matrix_of
 from osp_cli.media.sound import AudioTrack
 
+# Some containers leave out times that follow from others.
+CLOCK_INPUT = ("-fflags", "+genpts")
+# In transport streams ffmpeg's clock begins with the first packet of those streams that it uses: so
+# it is always made to use pictures and sound.
+CLOCK_OUTPUT = ("-map", "0:a:0?", "-c", "copy", "-frames:a", "1", "-f", "null", "-")
 # Containers keep times as whole milliseconds or coarser: what lies this close counts as the same.
 SLACK_SECONDS = 1 / 800
 
@@ -220,11 +225,11 @@ def _look(
     """Copy packets to nowhere for their stamps, and decode the first picture."""
     shown = ("-map", "0:V:0", "-frames:v", "1", "-vf", "showinfo=checksum=0", "-f", "null", "-")
     arguments = [
-        *(*before, "-i", f"file:{path}", *(shown if picture else ())),
+        *(*before, *CLOCK_INPUT, "-i", f"file:{path}", *(shown if picture else ())),
         *("-map", "0:V:0", "-c", "copy", "-copyinkf", "-copypriorss", "1", *limit),
-        *("-f", "framecrc", "pipe:1"),
+        *("-f", "framecrc", "pipe:1", *CLOCK_OUTPUT),
     ]
-    stamps = PacketTimes()
+    stamps = PacketTimes(is_whole=not limit)
     with Decoder(arguments, loglevel="info") as ffmpeg:
         for line in ffmpeg.lines():
             stamps.add(line)

@@ -10,7 +10,7 @@ from osp_cli.errors import UnreadableMediaError
 from osp_cli.media.ffmpeg import Decoder
 from osp_cli.media.fitting import cover_size
 from osp_cli.media.frames import exact_rate
-from osp_cli.media.source_probe import SLACK_SECONDS as SLACK_SECONDS
+from osp_cli.media.source_probe import CLOCK_INPUT, CLOCK_OUTPUT, SLACK_SECONDS
 from osp_cli.media.source_probe import SourceVideo as SourceVideo
 from osp_cli.media.source_probe import probe_source as probe_source
 
@@ -24,6 +24,9 @@ _HELD_SECONDS = 0.5
 # pictures that lean on others further back.
 _SEEKABLE = ("mov", "matroska")
 _LEAD_SECONDS = 10.0
+
+# ffmpeg decodes these in several threads that now and then change a picture given out before.
+_ONE_THREAD = ("theora", "vp3", "vp4")
 
 _SCALING = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact"
 # The drawn box stands behind the picture: there is no filter that lays on a colour.
@@ -122,11 +125,22 @@ def _arguments(
         *([_ON_WHITE] if source.has_alpha else []),
         *_fitting(source, size),
     ]
+    threads = ["-threads", "1"] if source.codec in _ONE_THREAD else []
     return [
         # One chain of filters for all of the file: a new one would count time from zero again.
-        *(*seek, "-reinit_filter", "0", "-i", f"file:{source.path}", "-map", "0:V:0"),
+        *(
+            *seek,
+            *threads,
+            "-reinit_filter",
+            "0",
+            *CLOCK_INPUT,
+            "-i",
+            f"file:{source.path}",
+            "-map",
+            "0:V:0",
+        ),
         *("-vf", ",".join(filters), "-frames:v", str(num_frames), "-fps_mode", "passthrough"),
-        *("-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1"),
+        *("-pix_fmt", "rgb24", "-f", "rawvideo", "pipe:1", *CLOCK_OUTPUT),
     ]
 
 
@@ -147,7 +161,7 @@ def _fitting(source: SourceVideo, size: tuple[int, int]) -> list[str]:
 
 
 def _broken_off(source: SourceVideo, seconds: float, said: list[str]) -> UnreadableMediaError:
-    reason = f" ({said[-1]})" if said else ""
+    reason = f" ({said[0]})" if said else ""
     return UnreadableMediaError(
         f"{source.path} breaks off after {seconds:.1f} of {source.duration:.1f} seconds{reason}",
         hint="copy or download it again, or cut it before that time",
