@@ -12,8 +12,6 @@ command, what stands in a table named after a command holds for that one and win
 from __future__ import annotations
 
 import os
-import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 from osp_cli.dials import DIALS, canonical_name, read_value
 from osp_cli.errors import InvalidRequestError
+from osp_cli.toml_files import line_of, read_toml
 
 COMMANDS = ("generate", "stylize")
 LOCAL_CONFIG = Path("osp.toml")
@@ -105,16 +104,7 @@ def read_config(path: Path, command: str, called: str | None = None) -> dict[str
         InvalidRequestError: no readable TOML, or an unknown key or value; file and line are named.
     """
     called = called or str(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        tables = tomllib.loads(text)
-    except OSError as error:
-        raise InvalidRequestError(f"{called} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{called} is not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:
-        # Besides its own errors the reader lets those of Python's numbers and stack through.
-        raise InvalidRequestError(f"{called} is not valid TOML: {error}") from error
+    text, tables = read_toml(path, called)
     own = {name: tables.pop(name) for name in COMMANDS if isinstance(tables.get(name), dict)}
     values: dict[str, Any] = {}
     # All of it is read, so that a mistake in another command's table shows early too.
@@ -136,7 +126,7 @@ def _read_table(entries: dict[str, Any], text: str, called: str, table: str) -> 
     values = {}
     for key, value in entries.items():
         name = canonical_name(key.replace("_", "-"))
-        place = f"{called}{_line_of(text, key, table)}"
+        place = f"{called}{line_of(text, key, table)}"
         if name not in DIALS:
             from osp_cli.registry import nearest
 
@@ -149,14 +139,3 @@ def _read_table(entries: dict[str, Any], text: str, called: str, table: str) -> 
             )
         values[DIALS[name].field] = read_value(name, value, place)
     return values
-
-
-def _line_of(text: str, key: str, table: str) -> str:
-    """`, line N` of a key; nothing where it cannot be told. TOML's reader keeps no lines."""
-    inside = ""
-    for number, line in enumerate(text.split("\n"), 1):
-        if header := re.match(r"\s*\[\s*([\w-]+)\s*\]", line):
-            inside = header[1]
-        elif inside == table and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line):
-            return f", line {number}"
-    return ""

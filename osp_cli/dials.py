@@ -85,10 +85,14 @@ class MemorySize(int):
 
 
 class LoraChoice(NamedTuple):
-    """A LoRA by its path, or by the name it is installed under, and how strongly it counts."""
+    """A LoRA by its path, or by the name it is installed under, and how strongly it counts.
+
+    `style` is the name of the style that brought it; empty where the user asked for it.
+    """
 
     name: str
     weight: float = 1.0
+    style: str = ""
 
     def __str__(self) -> str:
         # A colon in the name would be read as the weight's.

@@ -272,10 +272,15 @@ class StylePreset:
         short: the phrase that small models know, for example `ghibli style`.
         negative_prompt: what the style steers away from.
         sampler: settings that replace the card's, by field name of the request.
-        adapter: reference of a LoRA adapter, or empty: the prompt alone makes the style.
+        adapter: a LoRA by its installed name, or its path seen from the style's file; empty where
+            the prompt alone makes the style.
+        adapter_weight: how strongly a whole style takes it in.
+        is_own: it is the user's, not one of ours.
+        source: the file it is in; None for ours, and where the file is gone.
+        reference: what `--style` was given for it, where that is not its name.
 
-    `negative_prompt` and `sampler` were chosen for the full-size models and apply to cards
-    whose `style_prompt` is `template`.
+    `negative_prompt` and `sampler` of ours were chosen for the full-size models and apply to cards
+    whose `style_prompt` is `template`; those of the user's apply to any.
     """
 
     name: str
@@ -285,18 +290,25 @@ class StylePreset:
     prompt_template: str
     short: str
     negative_prompt: str
-    sampler: dict[str, int | float]
+    sampler: dict[str, Any]
     adapter: str
+    adapter_weight: float = 1.0
+    is_own: bool = False
+    source: Path | None = None
+    reference: str = ""
 
-    def settings_for(self, spec: ModelSpec) -> dict[str, int | float | str]:
+    def settings_for(self, spec: ModelSpec) -> dict[str, Any]:
         """What this style sets for `spec`, by field name of the request."""
+        if self.is_own:
+            negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
+            return {**negative, **self.sampler}
         if spec.style_prompt != "template":
             return {}
         return {"negative_prompt": self.negative_prompt, **self.sampler}
 
     def prompt_for(self, spec: ModelSpec, prompt: str) -> str:
         """`prompt` in this style, in the words that `spec` was trained on."""
-        if spec.style_prompt == "short":
+        if spec.style_prompt == "short" and self.short:
             return f"{self.short}, {prompt}" if prompt else self.short
         filled = self.prompt_template.replace("{prompt}", prompt)
         # Without a prompt the style's own words remain, and no separator dangles.
@@ -380,9 +392,15 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 def _find(kind: str, name: str, known: dict[str, _T]) -> _T:
     if name in known:
         return known[name]
+    raise unknown_name(kind, name, known)
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> InvalidRequestError:
+    """The error of a name that nothing has; its hint offers the nearest ones, and all."""
+    known = list(known)
     guesses = nearest(name, known)
     hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
-    raise InvalidRequestError(
+    return InvalidRequestError(
         f"unknown {kind} {name!r}", hint=f"{hint}the {kind}s are: {', '.join(known)}"
     )
 
@@ -514,7 +532,7 @@ def _is_number(value: object) -> bool:
 
 
 # Request fields that presets may set, with the type of their values.
-_SAMPLER_FIELDS: dict[str, type] = {
+SAMPLER_FIELDS: dict[str, type] = {
     "num_frames": int,
     "fps": int,
     "num_inference_steps": int,
@@ -622,7 +640,7 @@ def _model_spec(path: Path) -> ModelSpec:
         image_token_positions=image_tokens.get("positions", False),
         image_token_surround=image_tokens.get("surround", 0),
         defaults=card.settings(
-            "defaults", {**_SAMPLER_FIELDS, "negative_prompt": str, "prompt": str}
+            "defaults", {**SAMPLER_FIELDS, "negative_prompt": str, "prompt": str}
         ),
         dtypes={
             component: dtypes.text(component, DTYPES)
@@ -713,16 +731,14 @@ def _style_preset(path: Path) -> StylePreset:
         description=style.text("description"),
         origin=style.text("origin"),
         adapter=style.text("adapter"),
+        adapter_weight=style.positive("adapter_weight") or 1.0,
         prompt_template=prompt.text("template"),
         short=prompt.text("short"),
         negative_prompt=prompt.text("negative"),
-        sampler=style.settings("sampler", _SAMPLER_FIELDS),
+        sampler=style.settings("sampler", SAMPLER_FIELDS),
     )
     for table in (prompt, style):
         table.done()
     if preset.prompt_template.count("{prompt}") != 1:
         raise prompt.refuse("template", "must contain {prompt} once")
-    if preset.adapter:
-        # Applying a style without the adapter it names would be a different style.
-        raise style.refuse("adapter", "must be empty: this version loads no adapters")
     return preset

@@ -18,6 +18,7 @@ from osp_cli.dials import NO_CACHE, LoraChoice, StepCacheChoice
 from osp_cli.errors import InvalidRequestError
 from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, check_output_name, expand_output
+from osp_cli.own_styles import styles_to_recipe
 from osp_cli.registry import DTYPES, ModelSpec, find_model, model_specs
 from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_style
 
@@ -161,7 +162,7 @@ class GenerateRequest:
     @property
     def mix(self) -> StyleMix | None:
         """The styles with their weights, or None without a style."""
-        return None if self.style is None else read_style(self.style)
+        return None if self.style is None else read_style(self.style, self.replayed)
 
     @property
     def prompts(self) -> tuple[WeightedPrompt, ...]:
@@ -181,13 +182,16 @@ class GenerateRequest:
         Equal recipes on equal inputs and weights give equal bytes, so the picture appears
         by its file name alone; whoever writes the recipe adds hashes.
         """
+        mix = self.mix
+        own = {} if mix is None else styles_to_recipe(mix.presets)
         return {
             "version": __version__,
             "command": self.command,
             "model": self.model,
             "image": None if self.image is None else _name_in_recipe(self.image),
             "prompt": self.prompt,
-            "style": self.style,
+            "style": None if mix is None else mix.named,
+            **({"own_styles": own} if own else {}),
             "full_prompt": self.full_prompt,
             "negative_prompt": self.negative_prompt,
             "width": self.width,
@@ -199,7 +203,11 @@ class GenerateRequest:
             "shift": self.shift,
             "sampler": self.sampler,
             "loras": [
-                {"file": name_in_recipe(choice.name), "weight": choice.weight}
+                {
+                    "file": name_in_recipe(choice.name),
+                    "weight": choice.weight,
+                    **({"style": choice.style} if choice.style else {}),
+                }
                 for choice in self.loras
             ],
             "cache": str(self.cache),
@@ -387,7 +395,7 @@ class GenerateRequest:
                 OUTPUT_TEMPLATE,
                 image=self.image,
                 prompt=self.prompt,
-                style=self.style,
+                style=None if self.mix is None else self.mix.named,
                 seed=self.seed,
             )
             object.__setattr__(self, "output", output)
@@ -460,7 +468,7 @@ class RestyleRequest(GenerateRequest):
                 OUTPUT_TEMPLATE,
                 image=self.video,
                 prompt=self.prompt,
-                style=self.style,
+                style=None if self.mix is None else self.mix.named,
                 seed=self.seed,
             )
             object.__setattr__(self, "output", output)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from osp_cli.requests import (
     check_fps,
     round_up_frames,
 )
+from osp_cli.style_adapters import with_adapters
 from osp_cli.style_mix import NO_STYLE, StyleMix, read_style
 
 DEFAULT_MODEL = "osp-mini"
@@ -147,6 +148,8 @@ class Source:
         replayed: the recipe that is made again, called `replayed_from`.
         number: of the line in a batch, for the output's `{n}`.
         place: of that line, for messages.
+        misfit: says why the LoRA of a style, by its path, cannot be used with a model; None where
+            it can. Without this function all can.
     """
 
     command: str = "generate"
@@ -160,6 +163,7 @@ class Source:
     replayed_from: str = ""
     number: str = ""
     place: str = ""
+    misfit: Callable[[str, ModelSpec], str | None] | None = None
 
 
 def settle_generate(
@@ -187,7 +191,10 @@ def settle_generate(
     if source.text is not None:
         flags["prompt"] = source.text
     settings, notices = settle_dials(
-        [Layer(origin, flags), *layers], source.command, any_length=source.video is not None
+        [Layer(origin, flags), *layers],
+        source.command,
+        any_length=source.video is not None,
+        recipe=source.replayed,
     )
     if source.video is None:
         _refuse_strength(settings, source, typed=origin)
@@ -197,10 +204,10 @@ def settle_generate(
             hint="--style ink, --style all for one of each, or --style none; osp styles lists them",
         )
     try:
-        requests = _requests(source, settings)
+        requests, more = _requests(source, settings)
     except InvalidRequestError as error:
         raise _with_origin(error, settings, typed=origin) from None
-    return Settled(requests, flag_names(settings), notices)
+    return Settled(requests, flag_names(settings), (*notices, *more))
 
 
 def _refuse_strength(settings: dict[str, Setting], source: Source, *, typed: str) -> None:
@@ -223,7 +230,11 @@ def flag_names(settings: Mapping[str, Setting]) -> dict[str, Setting]:
 
 
 def settle_dials(
-    layers: Sequence[Layer], command: str = "generate", *, any_length: bool = False
+    layers: Sequence[Layer],
+    command: str = "generate",
+    *,
+    any_length: bool = False,
+    recipe: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Setting], tuple[str, ...]]:
     """Every dial by field name, with the value of the strongest source.
 
@@ -231,6 +242,7 @@ def settle_dials(
         layers: what was given, strongest first; style, card and defaults come below.
         command: whose defaults are the paper's.
         any_length: frames are counted as asked, not rounded up to what one clip can have.
+        recipe: that is made again, for styles that are here no more.
 
     Returns:
         The settings, and sentences about values that had to be changed. A random seed has been
@@ -242,7 +254,7 @@ def settle_dials(
     above = [_checked(layer) for layer in layers]
     named = _strongest(("model", "style"), [*above, Layer("default", PROGRAM_DEFAULTS)])
     spec = find_model(named["model"].value)
-    mix = _read_style(named, typed=layers[0].origin if layers else "flag")
+    mix = _read_style(named, recipe, typed=layers[0].origin if layers else "flag")
     below = [Layer(f"card {spec.name}", spec.defaults), Layer("paper", _PAPER[command])]
     if mix is not None:
         style = mix.strongest
@@ -330,6 +342,7 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
                 # A recipe may come from anyone: it names a file, not a path.
                 name_in_recipe(_of_kind(str, entry["file"])),
                 _of_kind(float, entry["weight"]),
+                _of_kind(str, entry.get("style", "")),
             )
             for entry in _of_kind(list, recipe.get("loras", []))
         )
@@ -415,10 +428,12 @@ def _strongest(fields: Sequence[str], layers: Sequence[Layer]) -> dict[str, Sett
     return found
 
 
-def _read_style(settings: Mapping[str, Setting], *, typed: str) -> StyleMix | None:
+def _read_style(
+    settings: Mapping[str, Setting], recipe: Mapping[str, Any] | None, *, typed: str
+) -> StyleMix | None:
     text = settings["style"].value
     try:
-        return None if text is None else read_style(text)
+        return None if text is None else read_style(text, recipe)
     except InvalidRequestError as error:
         raise _with_origin(error, settings, typed=typed) from None
 
@@ -460,7 +475,10 @@ def _settle_seeds(settings: dict[str, Setting]) -> None:
     settings["count"] = Setting(len(seeds), count.origin)
 
 
-def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[GenerateRequest, ...]:
+def _requests(
+    source: Source, settings: Mapping[str, Setting]
+) -> tuple[tuple[GenerateRequest, ...], list[str]]:
+    """The requests, and sentences about what their styles bring."""
     values = {field: setting.value for field, setting in settings.items()}
     size = values["size"] or (None, None)
     template = values["output"]
@@ -469,6 +487,12 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
         raise InvalidRequestError(f"--output - takes one video, got {len(seeds)}")
     dials = {field: value for field, value in values.items() if field not in _NOT_OF_REQUEST}
     dials |= _of_the_source(source, values, settings)
+    mix = None if values["style"] is None else read_style(values["style"], source.replayed)
+    spec = find_model(values["model"])
+    misfit = source.misfit or (lambda _path, _spec: None)
+    dials["loras"], notices = with_adapters(
+        mix, values["loras"], lambda path: misfit(path, spec), source.replayed
+    )
     kind = GenerateRequest if source.video is None else RestyleRequest
     requests = tuple(
         kind(
@@ -477,13 +501,13 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
                 template,
                 image=source.video or source.image,
                 prompt=values["prompt"],
-                style=values["style"],
+                style=None if mix is None else mix.named,
                 seed=seed,
                 number=source.number,
             ),
             width=size[0],
             height=size[1],
-            buckets=_buckets(source.command, find_model(values["model"])),
+            buckets=_buckets(source.command, spec),
             seed=seed,
             overwrite=source.overwrite,
             latents=source.latents,
@@ -496,7 +520,17 @@ def _requests(source: Source, settings: Mapping[str, Setting]) -> tuple[Generate
         for seed in seeds
     )
     refuse_shared_outputs(requests, template)
-    return requests
+    return requests, [*_lost_styles(mix, source), *notices]
+
+
+def _lost_styles(mix: StyleMix | None, source: Source) -> Iterator[str]:
+    """A sentence about each style that only the recipe still knows."""
+    for preset in mix.presets if mix is not None else ():
+        if preset.is_own and preset.source is None:
+            yield (
+                f"style {preset.name} is not installed here, its words are those of "
+                f"{source.replayed_from}"
+            )
 
 
 def _of_the_source(
@@ -562,7 +596,7 @@ def _with_origin(
     error: InvalidRequestError, settings: Mapping[str, Setting], *, typed: str
 ) -> InvalidRequestError:
     """The error, saying where a value that was not typed comes from."""
-    match = re.match(r"--([a-z-]+)", error.message)
+    match = re.match(r"(?:--|unknown )([a-z-]+)", error.message)
     setting = settings.get(DIALS[match[1]].field) if match and match[1] in DIALS else None
     if setting is None or setting.origin in (typed, "flag", "paper", "default"):
         return error

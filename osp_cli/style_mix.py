@@ -8,12 +8,13 @@ all this is written is the business of `style_text`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 from osp_cli.errors import InvalidRequestError
-from osp_cli.registry import ModelSpec, StylePreset, find_style
+from osp_cli.own_styles import find_any_style, styles_of_recipe
+from osp_cli.registry import ModelSpec, StylePreset
 from osp_cli.style_text import NO_STYLE, NOTHING, read_stops, refuse_twice, written
 
 __all__ = [
@@ -68,7 +69,18 @@ class StyleMix:
 
     def __str__(self) -> str:
         """The canonical text, from which the same mixture is read again."""
-        return written(self._stops())
+        stops = [{p.reference or p.name: w for p, w in stop} for stop in self._stops()]
+        return written(stops)
+
+    @property
+    def named(self) -> str:
+        """The same with the names of styles alone: nothing of the folders they lie in."""
+        return written([{preset.name: weight for preset, weight in s} for s in self._stops()])
+
+    @property
+    def presets(self) -> list[StylePreset]:
+        """The styles."""
+        return [preset for preset, _ in self.parts]
 
     @property
     def is_morph(self) -> bool:
@@ -95,7 +107,7 @@ class StyleMix:
     def unstyled(self) -> Weight:
         """The share of the unstyled look."""
         # Rounded, as 1 - 0.3 - 0.5 is not quite 0.2 to a computer.
-        rests = [round(weight_left(stop.values()), 12) for stop in self._stops()]
+        rests = [round(weight_left(w for _, w in stop), 12) for stop in self._stops()]
         return _constant_or_all([rest if rest > NOTHING else 0.0 for rest in rests])
 
     def prompts_for(self, spec: ModelSpec, prompt: str) -> tuple[WeightedPrompt, ...]:
@@ -107,27 +119,32 @@ class StyleMix:
             prompts.append(WeightedPrompt(prompt, self.unstyled))
         return tuple(prompts)
 
-    def _stops(self) -> list[dict[str, float]]:
-        """The weights by name at each stop; a mixture that stays is one stop."""
+    def _stops(self) -> list[list[tuple[StylePreset, float]]]:
+        """The styles at each stop, with their weights; a mixture that stays is one stop."""
         count = max(len(weight) if isinstance(weight, tuple) else 1 for _, weight in self.parts)
         return [
-            {preset.name: _at(weight, stop) for preset, weight in self.parts if _at(weight, stop)}
+            [(preset, _at(weight, stop)) for preset, weight in self.parts if _at(weight, stop)]
             for stop in range(count)
         ]
 
 
-def read_style(text: str) -> StyleMix | None:
+def read_style(text: str, recipe: Mapping[str, Any] | None = None) -> StyleMix | None:
     """Read what `--style` takes; None for `none`.
 
     Upper case, and blanks or underscores in the place of hyphens, are understood.
 
+    Args:
+        text: as it was typed.
+        recipe: that is made again; it has the words of styles that are here no more.
+
     Raises:
         InvalidRequestError: an unknown style, or weights that make no sense.
     """
+    kept = styles_of_recipe(recipe)
     stops = []
     presets: dict[str, StylePreset] = {}
     for stop in read_stops(text):
-        found = [(find_style(name), weight) for name, weight in stop]
+        found = [(find_any_style(name, kept), weight) for name, weight in stop]
         refuse_twice([preset.name for preset, _ in found], text)
         stops.append({preset.name: weight for preset, weight in found})
         presets |= {preset.name: preset for preset, _ in found}

@@ -3,18 +3,19 @@
 `+` stands between the styles of a mixture, a weight behind a colon, and two dots between what the
 clip begins with and what it comes to. A style without a weight takes an equal share of what the
 others leave: one alone is all there is, and two are halves. The order inside of a mixture says
-nothing, so the canonical text is in alphabetical order.
+nothing, so the canonical text is in alphabetical order. A name may be the path of a style's file.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from decimal import ROUND_DOWN, Context
 
 from osp_cli.dials import number_text
 from osp_cli.errors import InvalidRequestError
-from osp_cli.registry import style_presets
+from osp_cli.own_styles import is_known, is_path, known_name
 
 NO_STYLE = "none"
 MORPH = ".."
@@ -91,7 +92,7 @@ def _read_mixture(mixture: str, text: str) -> list[tuple[str, float]]:
     if mixture.strip().lower() == NO_STYLE:
         return []
     _refuse_words(names, text)
-    names = [_known(name) for name in names]
+    names = [known_name(name) for name in names]
     refuse_twice(names, text)
     return list(_shares(dict(zip(names, weights, strict=True)), text).items())
 
@@ -109,8 +110,8 @@ def _split(mixture: str, text: str) -> tuple[list[str], list[float | None]]:
     """Names as they were written, and the weights that stand behind them."""
     names: list[str] = []
     weights: list[float | None] = []
-    for part in mixture.split("+"):
-        name, colon, weight = part.partition(":")
+    for part in _between_signs(mixture):
+        name, colon, weight = _without_weight(part)
         if not name.strip() and (colon or "+" in mixture):
             raise InvalidRequestError(
                 f"--style lacks a name before or after a sign, got {text!r}",
@@ -119,6 +120,34 @@ def _split(mixture: str, text: str) -> tuple[list[str], list[float | None]]:
         names.append(name.strip())
         weights.append(_weight(weight, text) if colon else None)
     return names, weights
+
+
+def _between_signs(mixture: str) -> list[str]:
+    """What stands between two signs; those in the name of a file that is there belong to it."""
+    parts = mixture.split("+")
+    found = []
+    while parts:
+        lengths = range(1, len(parts) + 1)
+        count = next((n for n in lengths if _is_there("+".join(parts[:n]))), 1)
+        found.append("+".join(parts[:count]))
+        parts = parts[count:]
+    return found
+
+
+def _is_there(part: str) -> bool:
+    name = _without_weight(part)[0].strip()
+    # Unlike the methods of paths, these take any text for a name.
+    if is_path(name):
+        return os.path.isfile(os.path.expanduser(name))  # noqa: PTH111, PTH113
+    return is_known(name)
+
+
+def _without_weight(part: str) -> tuple[str, str, str]:
+    """The name, a colon and the weight behind it; the colon in a path is none."""
+    if not is_path(part):
+        return part.partition(":")
+    name, colon, weight = part.rpartition(":")
+    return (part, "", "") if is_path(weight) else (name, colon, weight) if colon else (part, "", "")
 
 
 def _weight(written: str, text: str) -> float:
@@ -138,7 +167,7 @@ def _weight(written: str, text: str) -> float:
 def _refuse_words(names: Sequence[str], text: str) -> None:
     """Refuse the words that are no styles."""
     words = [name.lower() for name in names]
-    if "all" in words and "all" not in style_presets():
+    if "all" in words:
         raise InvalidRequestError(
             f"--style makes one video, got {text!r}",
             hint="for one in every style, name a style per line of a file for --from-file",
@@ -151,17 +180,11 @@ def _refuse_words(names: Sequence[str], text: str) -> None:
         )
 
 
-def _known(name: str) -> str:
-    """The spelling of a preset, where there is one; else what was typed, for the message."""
-    spelled = "-".join(name.lower().replace("_", " ").replace("-", " ").split())
-    return spelled if spelled in style_presets() else name
-
-
 def _few_known(text: str) -> list[str]:
     """The styles that a text names between dots, signs and weights."""
     words = text.replace(MORPH, "+").split("+")
-    known = [_known(word.partition(":")[0].strip()) for word in words]
-    return list(dict.fromkeys(name for name in known if name in style_presets()))
+    known = [known_name(word.partition(":")[0].strip()) for word in words]
+    return list(dict.fromkeys(name for name in known if is_known(name)))
 
 
 def _shares(named: Mapping[str, float | None], text: str) -> dict[str, float]:

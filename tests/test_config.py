@@ -92,7 +92,7 @@ def test_byte_order_marks_and_windows_lines_are_nothing(written):
         ("steps = 3\n[generate]\nstepz = 3\n", "a.toml, line 3", "stepz", "steps"),
         ("# [generate]\n[ generate ] # mine\n\n'Seed' = 3", "a.toml, line 4", "Seed", "seed"),
         ("negativ-prompt = 'x'", "a.toml, line 1", "negativ-prompt", "negative-prompt"),
-        ("[stylise]\nsteps = 3", "a.toml", "stylise", "style"),
+        ("[stylise]\nsteps = 3", "a.toml, line 1", "stylise", "style"),
     ],
 )
 def test_unknown_keys_are_told_with_line_and_guess(written, text, place, key, guess):
@@ -113,8 +113,8 @@ def test_keys_like_nothing_get_the_list(written):
         ("steps = true", "a.toml, line 1: --steps takes a whole number, got 'true'"),
         ("fps = 8\nsteps = [8]", "a.toml, line 2: steps takes one value, got [8]"),
         ("steps.first = 8", "a.toml, line 1: steps takes one value, got {'first': 8}"),
-        ("[size]\nwidth = 3", "a.toml: size takes one value, got {'width': 3}"),
-        ("[[steps]]\na = 3", "a.toml: steps takes one value, got [{'a': 3}]"),
+        ("[size]\nwidth = 3", "a.toml, line 1: size takes one value, got {'width': 3}"),
+        ("[[steps]]\na = 3", "a.toml, line 1: steps takes one value, got [{'a': 3}]"),
         ("[generate.steps]\na = 3", "a.toml: steps takes one value, got {'a': 3}"),
         ("seed = 1979-05-27", "a.toml, line 1: seed takes one value, got datetime.date"),
         ("size = 448", "a.toml, line 1: --size takes WIDTHxHEIGHT in pixels, got '448'"),

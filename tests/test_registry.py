@@ -164,7 +164,11 @@ BROKEN_STYLES = [
     (replace("fps = 16", "fps = 16.5"), "sampler.fps must be a whole number, got 16.5"),
     (replace("{prompt}", "{promt}"), "prompt.template must contain {prompt} once"),
     (replace('name = "ink"', 'name = "inc"'), "name must be the file's name 'ink', got 'inc'"),
-    (replace('adapter = ""', 'adapter = "a/b"'), "adapter must be empty"),
+    (replace('adapter = ""', "adapter = 3"), "adapter must be a string, got 3"),
+    (
+        replace('adapter = ""', 'adapter = "a"\nadapter_weight = 0'),
+        "adapter_weight must be a number above 0",
+    ),
     (replace("[prompt]", "[prompt"), "is not valid TOML"),
 ]
 

@@ -21,6 +21,7 @@ from osp_cli.dials import DIALS, Loras, Seeds, prompt_text
 from osp_cli.errors import InvalidRequestError, OspError
 from osp_cli.media.kinds import is_video_file
 from osp_cli.outputs import BATCH_TEMPLATE, LATENTS_SUFFIX, STDOUT, latents_path, output_of_latents
+from osp_cli.registry import ModelSpec
 from osp_cli.requests import STDIN, GenerateRequest, Sheet
 from osp_cli.settings import Setting, Settled, Source, recipe_layer, settle_generate
 from osp_cli.sheets import settle
@@ -211,7 +212,7 @@ def _settle_one(call: Call) -> Settled:
         )
     layer = _with_loras_beside(recipe_layer(recipe, str(path)), path.parent)
     if path.name.endswith(LATENTS_SUFFIX):
-        return _settle_latents(call, path, layer)
+        return _settle_latents(call, path, layer, recipe)
     image = call.image if call.image is not None else _source_of(recipe, path, call)
     text = _text_of(recipe, call)
     source = Source(
@@ -239,7 +240,7 @@ def _with_loras_beside(layer: Layer, folder: Path) -> Layer:
     return Layer(layer.origin, {**layer.values, "loras": loras}, layer.origins)
 
 
-def _settle_latents(call: Call, path: Path, layer: Layer) -> Settled:
+def _settle_latents(call: Call, path: Path, layer: Layer, recipe: Mapping[str, Any]) -> Settled:
     """Latents keep what they were sampled with; only the file made of them has dials left.
 
     Raises:
@@ -264,7 +265,14 @@ def _settle_latents(call: Call, path: Path, layer: Layer) -> Settled:
         )
     output = Layer(layer.origin, {**layer.values, "output": str(output_of_latents(path))})
     stored = [Layer(each.origin, _of_the_file(each.values), each.origins) for each in call.stored]
-    source = Source(latents=path, overwrite=call.overwrite)
+    source = Source(
+        latents=path,
+        overwrite=call.overwrite,
+        # For the words of styles that are here no more.
+        replayed=recipe,
+        replayed_from=str(path),
+        misfit=_adapter_problem,
+    )
     return settle_generate(source, layers=[output, *stored], **call.flags)
 
 
@@ -418,12 +426,21 @@ def _inputs_of(call: Call, job: Job, values: dict[str, Any]) -> tuple[str | None
 
 
 def _inputs(call: Call, image: str | None, *, is_video: bool = False) -> dict[str, Any]:
-    """Picture or video arguments of a `Source`."""
+    """Picture or video arguments of a `Source`, and what it judges adapters with."""
+    others = {"misfit": _adapter_problem}
     if image is None:
-        return {"image": None}
+        return {"image": None, **others}
     if is_video or (call.command == "stylize" and image != "-" and is_video_file(Path(image))):
-        return {"video": Path(image)}
-    return {"image": Path(image), "image_data": call.image_data if image == "-" else None}
+        return {"video": Path(image), **others}
+    data = call.image_data if image == "-" else None
+    return {"image": Path(image), "image_data": data, **others}
+
+
+def _adapter_problem(path: str, spec: ModelSpec) -> str | None:
+    # Only few styles have one.
+    from osp_cli.runtime.adapters import adapter_problem
+
+    return adapter_problem(path, spec)
 
 
 def _read_stdin_of(call: Call) -> Call:

@@ -11,10 +11,11 @@ from osp_cli.errors import CheckpointError, InvalidRequestError
 from osp_cli.hub.hashes import file_hash
 from osp_cli.loras import find_lora
 from osp_cli.models.lora_file import DAMAGED_HINT, Change, LoraFile, read_lora
-from osp_cli.models.lora_fit import fit_lora, installed_shapes
+from osp_cli.models.lora_fit import fit_lora, installed_shapes, same_size, size_of_card
 from osp_cli.models.safetensors_header import not_finite, read_header
 
 if TYPE_CHECKING:
+    from osp_cli.registry import ModelSpec
     from osp_cli.requests import GenerateRequest
 
 
@@ -46,6 +47,25 @@ def check_loras(request: GenerateRequest, *, numbers: bool = True) -> list[str]:
         _check_numbers(lora, fit.changes)
     notices = [fit.notice(lora.path, request.model) for lora, fit in fits]
     return [notice for notice in notices if notice]
+
+
+def adapter_problem(path: str, spec: ModelSpec) -> str | None:
+    """Why the LoRA of a style cannot be used with a model, as a sentence; None where it can.
+
+    Where the model's size is not known, nothing speaks against it.
+
+    Raises:
+        InvalidRequestError: the file is damaged, or no LoRA.
+    """
+    lora = read_lora(Path(path))
+    size = size_of_card(spec)
+    if size is not None and not same_size(lora.size, size):
+        return f"its adapter is for a transformer of {lora.size}, and {spec.name} has {size}"
+    folder = spec.find_weights()
+    shapes = {} if folder is None else installed_shapes(folder)
+    if shapes and not any(shapes.get(change.target) == change.shape for change in lora.changes):
+        return f"no layer of its adapter fits {spec.name}"
+    return None
 
 
 def _check_numbers(lora: LoraFile, changes: Iterable[Change]) -> None:

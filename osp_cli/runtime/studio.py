@@ -18,6 +18,7 @@ from osp_cli.evaluation.cache_bench import Take
 from osp_cli.events import Event, StepDone
 from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
 from osp_cli.requests import GenerateRequest
+from osp_cli.runtime.adapters import adapter_problem
 from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.models import Models
 from osp_cli.runtime.planner import make_plan
@@ -129,7 +130,7 @@ class Studio:
             OspError: it cannot be made.
         """
         settled = settle_generate(
-            Source(image=photo, overwrite=True),
+            Source(image=photo, overwrite=True, misfit=adapter_problem),
             model=self._model,
             prompt=prompt,
             style=style,
