@@ -29,11 +29,14 @@ from osp_cli.settings import (
     settle_generate,
     strongest_of,
 )
+from osp_cli.style_mix import NO_STYLE, read_style
 
 ALL_STYLES = "all"
 MOVING_SHEETS = (".mp4", ".gif", ".webp")
 STILL_SHEETS = (".png", ".jpg", ".jpeg")
 MAX_CELLS = 200
+# More styles than these are too many for the name of a file.
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,14 @@ def _styles(given: Sequence[Layer]) -> list[_Axis]:
     styles = list(dict.fromkeys(styles))
     if len(styles) < 2:
         return []
-    name = ALL_STYLES if styles == [*style_presets()] else "styles"
-    return [_Axis("style", tuple(styles), tuple(styles), name)]
+    # As their canonical names: a style may be called by the path of its file.
+    labels = tuple(str(read_style(style) or NO_STYLE) for style in styles)
+    name = "styles"
+    if styles == [*style_presets()]:
+        name = ALL_STYLES
+    elif len(styles) <= _MOST_NAMED:
+        name = "-vs-".join(map(_slug, labels))
+    return [_Axis("style", tuple(styles), labels, name)]
 
 
 def _cutoffs(given: Sequence[Layer]) -> list[_Axis]:
@@ -211,4 +220,4 @@ def _shown(source: Source, axes: Sequence[_Axis]) -> Path | None:
 
 
 def _slug(label: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "clip"
+    return re.sub(r"[^\w.+-]+", "-", label.replace("..", "-to-")).strip("-.") or "clip"

@@ -229,16 +229,16 @@ def test_what_fails_leaves_the_others_and_no_sheet(osp, picture, play):
     play(fails_on_oil)
     outcome = osp("stylize", "cat.png", "-s", "ink,oil", "--seed", "1")
     assert outcome.code == 6
-    assert outcome.out.splitlines() == ["cat-styles-1/ink.mp4"]
-    assert "no cat-styles-1.mp4 yet: 1 of its 2 videos are in cat-styles-1" in outcome.err
-    assert not Path("cat-styles-1.mp4").exists()
+    assert outcome.out.splitlines() == ["cat-ink-vs-oil-1/ink.mp4"]
+    assert "no cat-ink-vs-oil-1.mp4 yet: 1 of its 2 videos are in cat-ink-vs-oil-1" in outcome.err
+    assert not Path("cat-ink-vs-oil-1.mp4").exists()
 
 
 def test_an_existing_sheet_is_refused_before_anything_is_made(osp, picture, films):
-    Path("cat-styles-1.mp4").write_bytes(b"mine")
+    Path("cat-ink-vs-oil-1.mp4").write_bytes(b"mine")
     outcome = osp("stylize", "cat.png", "-s", "ink,oil", "--seed", "1")
     assert outcome.code == 2
-    assert "cat-styles-1.mp4 exists already" in outcome.err
+    assert "cat-ink-vs-oil-1.mp4 exists already" in outcome.err
     assert not films
     assert osp("stylize", "cat.png", "-s", "ink,oil", "--seed", "1", "-y").code == 0
 
