@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,6 +23,7 @@ from osp_cli.media.kinds import MediaKind, is_text, media_kind, read_head
 from osp_cli.media.packet_times import PacketTimes
 from osp_cli.media.pixel_formats import bit_depth, has_alpha, matrix_of
 from osp_cli.media.sound import AudioTrack
+from osp_cli.media.source_description import READS, Description, described, only_a_picture
 
 # Some containers leave out times that follow from others.
 CLOCK_INPUT = ("-fflags", "+genpts")
@@ -38,14 +39,9 @@ _HEAD_PACKETS = 600
 _TAIL_SECONDS = 10.0
 _DEFAULT_FPS = Fraction(25)
 
-_READS = "MP4, MOV, MKV, WebM, AVI, MPEG and most other videos are read"
-_LISTS = ("hls", "dash", "concat", "sdp", "tty", "image2", "webvtt", "srt", "ass")
 _HDR_CURVES = ("smpte2084", "arib-std-b67")
 _CUT_SHORT = ("partial file", "ended prematurely", "Packet corrupt", "Truncat")
 
-_STREAM = re.compile(
-    r"Stream #0:(?P<index>\d+)\S* ?: (?P<kind>Video|Audio): (?P<codec>\w+)(?P<rest>.*)"
-)
 _SHOWN = re.compile(
     r" n: *0 .*?pts_time:(?P<time>[-\d.e+]+) .*?fmt:(?P<format>\w+) "
     r".*?sar:(?P<sar>\d+/\d+) s:(?P<width>\d+)x(?P<height>\d+) i:(?P<fields>\w)"
@@ -70,7 +66,6 @@ class SourceVideo:
         pixel_format: ffmpeg's name, as in `yuv420p`.
         bit_depth: bits of a colour sample.
         is_variable: whether some pictures last longer than others.
-        has_audio: whether there is sound beside the pictures.
         audio_codec: ffmpeg's name of the first sound's, as in `aac`.
         notices: sentences about what a user may not expect.
         container: ffmpeg's names of the format, as in `matroska,webm`.
@@ -147,7 +142,7 @@ def probe_source(path: str | Path) -> SourceVideo:
     size = _checked_size(path)
     is_large = size > _SMALL_BYTES
     look = _look(path, ["-frames:v", str(_HEAD_PACKETS)] if is_large else [])
-    description = _described(path, look)
+    description = described(path, look.said)
     stamps, is_whole = look.stamps, not is_large
     if is_large:
         end = _end_near(path, description.duration)
@@ -164,20 +159,6 @@ class _Look:
 
     said: tuple[str, ...]
     stamps: PacketTimes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Description:
-    """What ffmpeg says about a file before it reads it."""
-
-    container: str
-    duration: float | None
-    codec: str
-    described: str
-    num_videos: int
-    audio_codec: str | None
-    rotation: int
-    stated_fps: Fraction | None
 
 
 def _checked_size(path: Path) -> int:
@@ -207,16 +188,10 @@ def _checked_size(path: Path) -> int:
     if not head:
         raise UnreadableMediaError(f"{path} is empty (0 bytes)", hint="choose another video")
     if is_text(head):
-        raise UnreadableMediaError(f"{path} is not a video: it holds text", hint=_READS)
+        raise UnreadableMediaError(f"{path} is not a video: it holds text", hint=READS)
     if media_kind(path) is MediaKind.PICTURE:
-        raise _only_a_picture(path)
+        raise only_a_picture(path)
     return status.st_size
-
-
-def _only_a_picture(path: Path) -> UnreadableMediaError:
-    return UnreadableMediaError(
-        f"{path} is a picture, not a video", hint="osp generate animates pictures"
-    )
 
 
 def _look(
@@ -250,76 +225,8 @@ def _end_near(path: Path, duration: float | None) -> PacketTimes | None:
     return stamps
 
 
-def _described(path: Path, look: _Look) -> _Description:
-    """Read ffmpeg's description of its input.
-
-    Raises:
-        UnreadableMediaError: it has none, or one without moving pictures.
-    """
-    head = next((line for line in look.said if line.startswith("Input #0, ")), None)
-    if head is None:
-        raise _not_a_video(path, look.said)
-    container = head.removeprefix("Input #0, ").rpartition(", from ")[0]
-    lines = list(_input_lines(look.said))
-    streams = [match for line in lines if (match := _STREAM.search(line))]
-    videos = [
-        stream
-        for stream in streams
-        if stream["kind"] == "Video" and "(attached pic)" not in stream["rest"]
-    ]
-    audio = next((stream for stream in streams if stream["kind"] == "Audio"), None)
-    if container.endswith("_pipe"):
-        raise _only_a_picture(path)
-    if container in _LISTS:
-        raise UnreadableMediaError(f"{path} is a list of other files, not a video", hint=_READS)
-    if not videos:
-        what = "only sound" if audio else "none"
-        raise UnreadableMediaError(f"{path} holds no video, {what}", hint=_READS)
-    text = "\n".join(lines)
-    lasts = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", text)
-    turned = re.search(r"rotation of (-?[\d.]+) degrees", text)
-    rate = re.search(r", ([\d.]+)(k?) fps", videos[0]["rest"])
-    return _Description(
-        container=container,
-        duration=None
-        if lasts is None
-        else int(lasts[1]) * 3600 + int(lasts[2]) * 60 + float(lasts[3]),
-        codec=videos[0]["codec"],
-        described=text,
-        num_videos=len(videos),
-        audio_codec=None if audio is None else audio["codec"],
-        # ffmpeg counts against the clock, and players turn back by as much.
-        rotation=0 if turned is None else round(-float(turned[1])) % 360,
-        stated_fps=None if rate is None else Fraction(rate[1]) * (1000 if rate[2] else 1),
-    )
-
-
-def _input_lines(said: Sequence[str]) -> Iterator[str]:
-    """What is said about the input, and not about outputs."""
-    inside = False
-    for line in said:
-        if line.startswith("Input #0"):
-            inside = True
-        elif line.startswith(("Stream mapping", "Output #")):
-            return
-        if inside:
-            yield line
-
-
-def _not_a_video(path: Path, said: Sequence[str]) -> UnreadableMediaError:
-    text = "\n".join(said)
-    # Said of any file that is taken for an MP4 by its name alone, too.
-    if "moov atom not found" in text and "low score" not in text:
-        return UnreadableMediaError(
-            f"{path} is cut short: the index at its end is missing",
-            hint="copy or download it again",
-        )
-    reason = said[-1].rpartition(": ")[2] if said else "no reason given"
-    return UnreadableMediaError(f"{path} cannot be read as a video ({reason})", hint=_READS)
-
-
 def _settled(
-    path: Path, look: _Look, description: _Description, stamps: PacketTimes, *, is_whole: bool
+    path: Path, look: _Look, description: Description, stamps: PacketTimes, *, is_whole: bool
 ) -> SourceVideo:
     """Put together what was found."""
     text = "\n".join(look.said)
@@ -344,14 +251,14 @@ def _settled(
     curve = re.search(r"color_trc:(\S+)", text)
     found = {
         "cut": _missing(path, text, description.duration, start + duration),
-        "hdr": "its colours are HDR and may look flat in the result"
+        "hdr": "the video's colours are HDR and may look flat in the result"
         if curve and curve[1] in _HDR_CURVES
         else "",
-        "fields": "it is interlaced: every picture is made whole from two half ones"
+        "fields": "the video is interlaced: every picture is made whole from two half ones"
         if shown["fields"] in "TB"
         else "",
         "alpha": _transparency(pixel_format, description),
-        "more": f"it holds {description.num_videos} videos: the first one is used"
+        "more": f"the file holds {description.num_videos} videos: the first one is used"
         if description.num_videos > 1
         else "",
     }
@@ -384,7 +291,7 @@ def _settled(
 
 
 def _rhythm(
-    look: _Look, description: _Description, stamps: PacketTimes, *, is_whole: bool
+    look: _Look, description: Description, stamps: PacketTimes, *, is_whole: bool
 ) -> tuple[Fraction, bool]:
     """Pictures per second, and whether their distances differ."""
     guessed = re.search(r"frame_rate: (\d+)/(\d+)", "\n".join(look.said))
@@ -420,9 +327,9 @@ def _has_sar(shown: re.Match[str]) -> bool:
     return not re.search(r"\b0\b", shown["sar"])
 
 
-def _transparency(pixel_format: str, description: _Description) -> str:
+def _transparency(pixel_format: str, description: Description) -> str:
     if has_alpha(pixel_format):
-        return "what is transparent in it is laid on white"
-    if re.search(r"alpha_mode\s*: 1", description.described):
-        return "its transparency is not read: it is shown opaque"
+        return "what is transparent in the video is laid on white"
+    if re.search(r"alpha_mode\s*: 1", description.text):
+        return "the video's transparency is not read: it is shown opaque"
     return ""

@@ -102,9 +102,15 @@ def test_heic_is_a_picture_and_m4v_is_not(tmp_path):
 
 @pytest.mark.parametrize(
     ("data", "expected"),
-    [(b"words\n", True), ("日本".encode()[:-1], True), (b"\0\1", False), (b"\xff\xfe\xfa\xfb1", False),
-     (b"", False), (b"YUV4MPEG2 W64", False)],
-)  # fmt: skip
+    [
+        (b"words\n", True),
+        ("日本".encode()[:-1], True),
+        (b"\0\1", False),
+        (b"\xff\xfe\xfa\xfb1", False),
+        (b"", False),
+        (b"YUV4MPEG2 W64", False),
+    ],
+)
 def test_text(data, expected):
     assert is_text(data) is expected
 
