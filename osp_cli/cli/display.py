@@ -44,6 +44,7 @@ class Display:
         self._sampling_seconds = 0.0
         self._stage = ""
         self._preview: Path | None = None
+        self._windows = _Windows(now)
 
     def __enter__(self) -> Display:
         return self
@@ -70,6 +71,12 @@ class Display:
             self._last_line = self._now()
             self.line(f"step {step}/{num_steps}, {pace}")
 
+    def window(self, number: int, num_windows: int, pace: str) -> None:
+        """A window of a long video is done; `pace` tells the speed and the time left."""
+        if self._now() - self._last_line >= SECONDS_BETWEEN_LINES or number == num_windows:
+            self._last_line = self._now()
+            self.line(f"window {number} of {num_windows}, {pace}")
+
     def rest(self) -> None:
         """Leave the screen to others until the next stage."""
 
@@ -83,8 +90,12 @@ class Display:
         """Tell about one event."""
         match event:
             case events.Planned(plan):
+                self._windows.begin(plan.num_windows, plan.total_frames)
+                frames = f"{plan.total_frames or plan.num_frames} frames"
+                if plan.num_windows > 1:
+                    frames += f" in {plan.num_windows} windows"
                 self.line(
-                    f"{plan.model}: {plan.width}x{plan.height}, {plan.num_frames} frames, "
+                    f"{plan.model}: {plan.width}x{plan.height}, {frames}, "
                     f"{plan.steps} steps, seed {plan.seed}, {device_text(plan)} {plan.dtype}"
                 )
                 changed = plan.quant != "none" or plan.compile or plan.vae_tiling
@@ -98,10 +109,17 @@ class Display:
                 self.begin("load")
                 if self._verbose:
                     self.line(f"loaded {component} in {seconds:.1f} s")
+            case events.StageStarted("condition") if self._windows.number > 1:
+                # Told once; then the windows are what goes on.
+                pass
             case events.StageStarted(name):
                 self.begin(_STAGE_NAMES.get(name, name))
             case events.StepDone(step, num_steps, seconds):
                 self._show_step(step, num_steps, seconds)
+            case events.ChunkDone(chunk, num_chunks, _, num_frames):
+                self._windows.done(chunk, num_frames)
+                if num_chunks > 1:
+                    self.window(chunk, num_chunks, self._windows.pace())
             case events.Saved():
                 self._stage = ""
                 self.rest()
@@ -135,10 +153,49 @@ class Display:
         if step == 1:
             self._sampling_seconds = 0.0
         self._stage = "step"
+        if num_steps == 1 and self._windows.total > 1:
+            # The window says it all.
+            return
         self._sampling_seconds += seconds
         per_step = self._sampling_seconds / step
         left = round(per_step * (num_steps - step))
-        self.step(step, num_steps, f"{per_step:.2f} s/it, {left // 60}:{left % 60:02d} left")
+        where = f"window {self._windows.number}/{self._windows.total}, "
+        self.step(
+            step,
+            num_steps,
+            f"{where if self._windows.total > 1 else ''}{per_step:.2f} s/it, {_left(left)}",
+        )
+
+
+class _Windows:
+    """How far a long video has come, by the windows that this run has made."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._frames: int | None = None
+        self._made: list[tuple[float, int]] = []
+        self.number, self.total = 1, 1
+
+    def begin(self, total: int, frames: int | None) -> None:
+        """A video of so many windows and frames."""
+        self.number, self.total, self._frames, self._made = 1, total, frames, []
+
+    def done(self, number: int, num_frames: int) -> None:
+        """That window is done, and with it so many frames of the whole."""
+        self.number = min(number + 1, self.total)
+        self._made.append((self._now(), num_frames))
+
+    def pace(self) -> str:
+        """Frames a second and the time that is left, as far as two windows tell."""
+        (began, first), (ended, last) = self._made[0], self._made[-1]
+        if last == first or ended <= began:
+            return f"{last} frames"
+        rate = (last - first) / (ended - began)
+        return f"{rate:.1f} frames/s, {_left(round(((self._frames or last) - last) / rate))}"
+
+
+def _left(seconds: int) -> str:
+    return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
 class BarDisplay(Display):
@@ -161,6 +218,9 @@ class BarDisplay(Display):
 
     def step(self, step: int, num_steps: int, pace: str) -> None:
         self._update(f"step {step}/{num_steps}", num_steps, step, pace)
+
+    def window(self, number: int, num_windows: int, pace: str) -> None:
+        self._update(f"window {number} of {num_windows}", num_windows, number, pace)
 
     def rest(self) -> None:
         if self._progress is not None:

@@ -253,17 +253,21 @@ def compare(cache: str, take: Take, plain: Take, photo: str) -> CacheLine:
 def with_front(lines: Sequence[CacheLine]) -> list[CacheLine]:
     """The same lines, those marked that nothing beats both in time and in nearness.
 
-    What skips nothing saves nothing: but for no cache at all it does not count.
+    What skips nothing saves nothing: but for no cache at all it does not count. Caches that skipped
+    alike do not beat each other, as only the machine's mood parts their times.
     """
 
     def counts(line: CacheLine) -> bool:
         return line.skipped > 0 or line.cache == str(NO_CACHE)
 
+    def alike(line: CacheLine, other: CacheLine) -> bool:
+        return (line.skipped, line.psnr, line.largest) == (other.skipped, other.psnr, other.largest)
+
     def beaten(line: CacheLine) -> bool:
         return any(
             other.time_ratio <= line.time_ratio
             and other.psnr >= line.psnr
-            and (other.time_ratio, other.psnr) != (line.time_ratio, line.psnr)
+            and not alike(line, other)
             for other in lines
             if counts(other)
         )

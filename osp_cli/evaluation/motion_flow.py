@@ -77,7 +77,7 @@ def camera_path(frames: Frames, stride: int = _STRIDE) -> CameraPath:
         frames: `(num_frames, height, width, 3)` uint8.
         stride: frames between the two of a pair.
     """
-    planes = [_plane(frame) for frame in frames[_ends(len(frames), stride)]]
+    planes = [luma_plane(frame) for frame in frames[_ends(len(frames), stride)]]
     total = np.zeros(4)
     for before, after in pairwise(planes):
         total += _similarity(before, after)
@@ -96,7 +96,7 @@ def _ends(num_frames: int, stride: int) -> list[int]:
     return marks if marks[-1] == num_frames - 1 else [*marks, num_frames - 1]
 
 
-def _plane(frame: Frames) -> Plane:
+def luma_plane(frame: Frames) -> Plane:
     """Luma in [0, 1], averaged to about `_FLOW_WIDTH` columns."""
     grey = frame.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32) / 255
     factor = max(1, round(max(grey.shape) / _FLOW_WIDTH))
@@ -105,16 +105,25 @@ def _plane(frame: Frames) -> Plane:
     return np.asarray(cells.mean((1, 3)), np.float32)
 
 
-def _similarity(before: Plane, after: Plane) -> NDArray[np.float64]:
-    """Translation right and down in pixels of the plane, growth and clockwise turn."""
+def flow_between(before: Plane, after: Plane) -> NDArray[np.float64]:
+    """How far to the right and down in `after` lies what was here in `before`.
+
+    Returns:
+        `(2, height, width)` in pixels of the plane.
+    """
     from skimage.registration import optical_flow_ilk
 
-    # The field says where in `after` lies what was here in `before`: rows first.
     down, right = optical_flow_ilk(before, after, radius=6, num_warp=5)
+    return np.stack([right, down])
+
+
+def _similarity(before: Plane, after: Plane) -> NDArray[np.float64]:
+    """Translation right and down in pixels of the plane, growth and clockwise turn."""
+    right, down = flow_between(before, after)
     height, width = before.shape
     y, x = np.mgrid[:height, :width].astype(np.float64)
     y, x = y - (height - 1) / 2, x - (width - 1) / 2
-    trust = _texture(before)
+    trust = texture_of(before)
     # What leaves the frame has no match there.
     inside = (np.abs(x + right) < width / 2 - 4) & (np.abs(y + down) < height / 2 - 4)
     trust = trust * inside
@@ -128,7 +137,7 @@ def _similarity(before: Plane, after: Plane) -> NDArray[np.float64]:
     return _robust_fit(rows, wanted, np.tile(trust[thin].reshape(-1), 2))
 
 
-def _texture(plane: Plane) -> NDArray[np.float64]:
+def texture_of(plane: Plane) -> NDArray[np.float64]:
     """How well flow can be seen at each place: the lesser eigenvalue of the structure tensor."""
     from scipy.ndimage import uniform_filter
 
