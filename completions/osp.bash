@@ -95,6 +95,8 @@ _osp_takes_value() {
             'stylize --max-vram' | \
             'stylize --max-ram' | \
             'stylize --config' | \
+            'styles --gallery' | \
+            'styles --image' | \
             'download --local' | \
             'download --revision' | \
             'download --include' | \
@@ -147,6 +149,8 @@ _osp_values() {
         'stylize --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
         'stylize --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
         'stylize --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+        'styles --gallery') _osp_files "$3" '*.[hH][tT][mM][lL]' ;;
+        'styles --image') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'download --local') _osp_files "$3" '*' ;;
         'bench --photos') _osp_files "$3" '*' ;;
         'bench --out') _osp_files "$3" '*' ;;
@@ -163,7 +167,7 @@ _osp_options() {
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
         'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'stylize') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--strength' '--negative-prompt' '-n' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
-        'styles') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
+        'styles') _osp_words "$2" '--gallery' '--image' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'bench') _osp_words "$2" '--quick' '--photos' '--out' '--weights' '--model' '-m' '--caches' '--steps' '--style' '-s' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
@@ -187,6 +191,7 @@ _osp_arguments() {
     case "$1 $2" in
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'stylize 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
+        'styles 0') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' ;;
         'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'bench 0') _osp_words "$3" 'mini' 'cache' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;

@@ -86,6 +86,8 @@ function __osp_place
         'stylize --max-vram' \
         'stylize --max-ram' \
         'stylize --config' \
+        'styles --gallery' \
+        'styles --image' \
         'download --local' \
         'download --revision' \
         'download --include' \
@@ -212,6 +214,23 @@ function __osp_values_models
         'wan2.1-i2v-14b-720p' 'Moves pictures by plain Wan2.1 14B at 720p, without latent shifting; needs a large GPU' \
         'wan2.1-t2v-1.3b' 'Text to video by plain Wan2.1 1.3B, with --text; needs a GPU and its weights' \
         'wan2.1-t2v-14b' 'Text to video by plain Wan2.1 14B, with --text; needs a large GPU and its weights'
+end
+
+function __osp_values_name
+    printf '%s\t%s\n' \
+        '3d-rendering' 'Polished computer-animated scene: smooth forms, soft studio light' \
+        'chibi' 'Cute and small: big heads, big eyes, flat bright color' \
+        'cyberpunk' 'Neon night: teal and magenta glow, wet reflections, dark haze' \
+        'disney' 'Family feature animation: bright color, round shapes, warm glow' \
+        'fairy-tale' 'Storybook illustration: pastel glow, sparkles, enchanted mood' \
+        'ghibli' 'Hand-painted anime film: soft light, lush greens, gentle skies' \
+        'gotham-noir' 'Film noir: black shadows, rain, cold hard light' \
+        'ink' 'Eastern ink wash: black strokes, grey mist, rice paper' \
+        'lego' 'Everything built of toy bricks: studs, seams, glossy plastic' \
+        'oil' 'Classic canvas: thick brush strokes, rich color, warm light' \
+        'pixel-art' 'Retro game: square pixels, few colors, dithered shades' \
+        'vaporwave' 'Eighties dream: pink and cyan sunset, scan lines, soft glow' \
+        'watercolor' 'Wet washes on paper: bleeding pigment, grain, white edges'
 end
 
 function __osp_values_offload
@@ -412,10 +431,17 @@ complete -c osp -n '__osp_in stylize' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in stylize' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at stylize 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm|mp4|mov|mkv|webm|avi|m4v|mpg|ts)\')'
 complete -c osp -n '__osp_at osp 0' -a 'styles' -d 'List the styles'
+complete -c osp -n '__osp_in styles' -l 'gallery' -r -f -a '(__osp_files \'\\\\.(?:html)\')' -d 'Write a page with a picture of each'
+complete -c osp -n '__osp_in styles' -l 'image' -r -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)\')' -d 'Make the page\'s pictures of this photo'
+complete -c osp -n '__osp_in styles' -l 'overwrite' -d 'Replace an existing page'
+complete -c osp -n '__osp_in styles' -s 'y' -d 'Replace an existing page'
 complete -c osp -n '__osp_in styles' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in styles' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in styles' -s 'q' -d 'Say nothing but errors'
 complete -c osp -n '__osp_in styles' -l 'debug' -d 'Show a traceback with an error'
 complete -c osp -n '__osp_in styles' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in styles' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at styles 0' -f -a '(__osp_values_name)'
 complete -c osp -n '__osp_at osp 0' -a 'download' -d 'Fetch the weights of models, or go on with it, and check them'
 complete -c osp -n '__osp_in download' -l 'list' -d 'Show what there is: size, licence, what is installed, what fits this machine'
 complete -c osp -n '__osp_in download' -l 'dry-run' -d 'Show the files, bytes and free space, and exit'

@@ -167,9 +167,7 @@ class GenerateRequest:
     @property
     def prompts(self) -> tuple[WeightedPrompt, ...]:
         """What the model reads: the prompt in each style's words, in the form of the card."""
-        if self.mix is None:
-            return (WeightedPrompt(self.prompt, 1.0),)
-        return self.mix.prompts_for(self.spec, self.prompt)
+        return prompts_of(self.mix, self.model, self.prompt)
 
     @property
     def full_prompt(self) -> str | list[dict[str, Any]]:
@@ -495,6 +493,14 @@ class Sheet:
     requests: tuple[GenerateRequest, ...]
     source: Path | None = None
     overwrite: bool = False
+
+
+def prompts_of(style: StyleMix | str | None, model: str, prompt: str) -> tuple[WeightedPrompt, ...]:
+    """What a model reads: `prompt` in each style's words, in the form of its card."""
+    mix = read_style(style) if isinstance(style, str) else style
+    if mix is None:
+        return (WeightedPrompt(prompt, 1.0),)
+    return mix.prompts_for(find_model(model), prompt)
 
 
 def _names(able: Callable[[ModelSpec], bool]) -> list[str]:

@@ -16,6 +16,7 @@ from osp_cli.cli.generate import EXAMPLES, generate
 from osp_cli.cli.models import EXAMPLES as MODELS_EXAMPLES
 from osp_cli.cli.models import models
 from osp_cli.cli.schema import schema
+from osp_cli.cli.styles import EXAMPLES as STYLES_EXAMPLES
 from osp_cli.cli.styles import styles
 from osp_cli.cli.stylize import EXAMPLES as STYLIZE_EXAMPLES
 from osp_cli.cli.stylize import stylize
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXAMPLES)(generate)
 app.command(epilog=STYLIZE_EXAMPLES)(stylize)
-app.command()(styles)
+app.command(epilog=STYLES_EXAMPLES)(styles)
 app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
 app.command(epilog=download.EXAMPLES)(download.download)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)

@@ -122,6 +122,8 @@ def known_values() -> Mapping[str, Values]:
         "subject": Values(words=tuple(SUBJECTS.items())),
         **dict.fromkeys(("photos", "out", "weights", "local"), Values(files=True)),
         "files": Values(files=True, suffixes=("safetensors",)),
+        "name": Values(words=tuple((preset.name, preset.description) for preset in styles)),
+        "gallery": Values(files=True, suffixes=("html",)),
     }
 
 

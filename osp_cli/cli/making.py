@@ -83,6 +83,7 @@ def print_settings(call: Call, *, as_json: bool) -> None:
     """Show the settings; with a picture or a text, of a request that could run."""
     from osp_cli.cli.intake import gather, layers_of
     from osp_cli.cli.showing import show_settings
+    from osp_cli.requests import prompts_of
     from osp_cli.settings import flag_names, settle_dials
 
     if call.batch_file is not None:
@@ -95,9 +96,14 @@ def print_settings(call: Call, *, as_json: bool) -> None:
             # Nothing is re-noised here.
             del dials["strength"]
         settings = flag_names(dials)
+        prompts = prompts_of(dials["style"].value, dials["model"].value, dials["prompt"].value)
     else:
-        settings = dict(gather(call).settings)
-    show_settings(settings, as_json=as_json)
+        asked = gather(call)
+        settings = dict(asked.settings)
+        # A sheet of styles has no one prompt.
+        [prompts, *others] = dict.fromkeys(request.prompts for request in asked.requests)
+        prompts = () if others else prompts
+    show_settings(settings, as_json=as_json, prompts=prompts)
 
 
 def _refuse_streams(asked: Asked, *, as_json: bool) -> None:

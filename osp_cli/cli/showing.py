@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from osp_cli.cli import console
 from osp_cli.dials import RANDOM_SEED, MemorySize, Ramp, as_text
+from osp_cli.style_mix import prompts_to_recipe
 
 if TYPE_CHECKING:
     from osp_cli.plan import Plan
     from osp_cli.requests import GenerateRequest, Sheet
     from osp_cli.runtime.inspection import Inspected, Strength
     from osp_cli.settings import Setting
+    from osp_cli.style_mix import WeightedPrompt
 
 
 # So many keys of a file are named where there are more of a kind.
@@ -24,23 +26,44 @@ _MOST_KEYS = 3
 _NOBODYS = ("paper", "default", "random")
 
 
-def show_settings(settings: Mapping[str, Setting], *, as_json: bool) -> None:
+def show_settings(
+    settings: Mapping[str, Setting], *, as_json: bool, prompts: Sequence[WeightedPrompt] = ()
+) -> None:
     """Write every dial with its origin: TOML that `--config` takes, or one JSON object.
 
     What nobody chose is a remark in the TOML, so that the file leaves it to the model that is used.
+
+    Args:
+        settings: by the names of flags.
+        as_json: one object.
+        prompts: what the model will read, where that is known; no dial, but what some of them make.
     """
     if as_json:
-        console.write_json(
-            {
-                name: {"value": _plain(name, setting), "origin": setting.origin}
-                for name, setting in settings.items()
+        told = {
+            name: {"value": _plain(name, setting), "origin": setting.origin}
+            for name, setting in settings.items()
+        }
+        if prompts:
+            told["full-prompt"] = {
+                "value": prompts_to_recipe(prompts),
+                "origin": _prompt_origin(settings),
             }
-        )
+        console.write_json(told)
         return
     lines = {name: _line(name, setting) for name, setting in settings.items()}
     width = min(60, max(map(len, lines.values())))
     for name, setting in settings.items():
         console.write_line(f"{lines[name]:<{width}}  # {setting.origin}")
+    for text, weight in prompts:
+        origin = _prompt_origin(settings)
+        if len(prompts) > 1:
+            origin += f", weight {weight_text(weight)}"
+        console.write_line(f"# full-prompt = {_toml(text)}  # {origin}")
+
+
+def _prompt_origin(settings: Mapping[str, Setting]) -> str:
+    style = settings["style"].value
+    return settings["prompt"].origin if style is None else f"style {style}"
 
 
 def _line(name: str, setting: Setting) -> str:

@@ -118,6 +118,39 @@ def test_print_config_as_json(osp):
     assert shown["metadata"] == {"value": True, "origin": "default"}
 
 
+FULL_PROMPTS = [
+    ([], ["x"], [None]),
+    (["-s", "ink"], ["ink painting style, x"], [None]),
+    (["-s", "ink:0.3"], ["ink painting style, x", "x"], ["0.3", "0.7"]),
+    (["-s", "none..ink"], ["ink painting style, x", "x"], ["0-1", "1-0"]),
+]
+
+
+@pytest.mark.parametrize("picture_first", [True, False])
+@pytest.mark.parametrize(("args", "texts", "weights"), FULL_PROMPTS)
+def test_print_config_shows_what_the_model_reads(osp, picture, picture_first, args, texts, weights):
+    # From a flag, or from a file.
+    inputs = ["cat.png", "x"] if picture_first else []
+    Path("osp.toml").write_text('prompt = "x"\n')
+    out = osp("generate", *inputs, *args, "--print-config").out
+    rows = [line for line in out.splitlines() if line.startswith("# full-prompt = ")]
+    assert [json.loads(row.split(" = ")[1].split("  # ")[0]) for row in rows] == texts
+    told = [row.rpartition(", weight ")[2] if ", weight " in row else None for row in rows]
+    assert told == weights
+    assert "full-prompt" not in tomllib.loads(out)
+    shown = json.loads(osp("generate", *inputs, *args, "--print-config", "--json").out)
+    value = shown["full-prompt"]["value"]
+    told = [value] if isinstance(value, str) else [part["prompt"] for part in value]
+    assert told == texts
+
+
+def test_print_config_of_a_sheet_of_styles_has_no_one_prompt(osp, picture):
+    out = osp("stylize", "cat.png", "x", "-s", "ink,oil", "--print-config").out
+    assert "full-prompt" not in out
+    out = osp("stylize", "cat.png", "x", "-s", "ink", "--seed", "1-3", "--print-config").out
+    assert out.count('# full-prompt = "ink painting style, x"  # style ink') == 1
+
+
 def test_print_config_with_a_picture_shows_what_could_run(osp, picture):
     outcome = osp("generate", "cat.png", "--print-config", "--steps", "0")
     assert (outcome.code, outcome.out) == (2, "")
