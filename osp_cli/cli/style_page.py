@@ -117,12 +117,12 @@ def _item(card: Card, photo: str) -> str:
         data = base64.b64encode(card.picture).decode()
         alt = html.escape(card.alt)
         picture = f'<img alt="{alt}" src="data:image/jpeg;base64,{data}">'
-    own = "<small>own</small>" if card.is_own else ""
     name = html.escape(card.name)
+    own = ", own" if card.is_own else ""
     return f"""<li id="{name}">
 {picture}
 <div class="text">
-<h2>{html.escape(card.title)}{own}</h2>
+<h2>{html.escape(card.title)} <small>{name}{own}</small></h2>
 <p>{html.escape(card.description)}</p>
 <div class="command"><code>{html.escape(command)}</code>\
 <button type="button" hidden aria-label="Copy the command for {name}">Copy</button></div>

@@ -217,7 +217,8 @@ def test_whatever_a_style_says_stays_text():
     page = Page(style_page([card], photo="my photo's.jpg", told="<i>"))
     assert len(page.images) == 1
     assert page.images[0]["alt"] == '"><b>'
-    assert page.words["h2"] == ['<script>x</script>"']
+    assert page.words["h2"] == ['<script>x</script>" ']
+    assert page.words["small"] == ["a'b, own"]
     assert page.words["code"] == ["osp stylize 'my photo'\"'\"'s.jpg' --style 'a'\"'\"'b'"]
 
 
