@@ -139,7 +139,7 @@ def test_every_option_with_words_is_compared_with_the_program():
     compared = {"style", "model", "sampler", "cache", "preview", "device", "dtype"}
     compared |= {"offload", "quant", "attention"}
     with_words = {kind for kind, values in known_values().items() if values.words}
-    assert with_words == compared | {"shell", "document", "subject", "models"}
+    assert with_words == compared | {"shell", "document", "subject", "models", "name"}
 
 
 def test_styles_and_models_come_with_what_they_are():
@@ -233,7 +233,7 @@ PICTURES = {"photo.png", "my cat.JPG", "a:b.png", "folder"}
         ("osp generate --quiet --st", {"--style", "--steps"}),
         ("osp download ", set(model_specs())),
         ("osp download --limit-rate ", set()),
-        ("osp styles ", set()),
+        ("osp styles ", set(style_presets())),
         ("osp models ", {"inspect"}),
         ("osp models inspect ", {"style.safetensors", "folder"}),
         ("osp models --json inspect --m", {"--model"}),

@@ -130,6 +130,7 @@ LOADING = ("loading", "_load_transformer", 1)
         ("--size", "96x96", "--cache", "fbcache:0.5"),
         pytest.param(("--cache", "fbcache:0.3", "--sampler", "unipc"), marks=slow),
         pytest.param(("--cache", "magcache:0.5", "--style", "ghibli:0.4+ink:0.6"), marks=slow),
+        pytest.param(("--cache", "none", "--style", "none..ink:0.5..oil"), marks=slow),
         pytest.param(("--cache", "none", "--offload", "group", "--quant", "fp8"), marks=slow),
         pytest.param(("--cache", "none", "--offload", "model", "--preview", "latent"), marks=slow),
     ],
