@@ -17,9 +17,14 @@ from osp_cli.pipelines.restyle import Renoising, Showing, Window, noise_at, num_
 from osp_cli.sampling.step_cache import TeaCacheConfig
 from osp_cli.style_mix import WeightedPrompt
 from osp_cli.training.mini_vlm import new_conditioner
-from tests.conftest import TINY_GEOMETRY
 
 _NO_PICTURE = None
+_TEXT_DIM = 24
+_GEOMETRY = {
+    "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 16, "out_channels": 16,
+    "text_dim": _TEXT_DIM, "freq_dim": 16, "ffn_dim": 32, "num_layers": 2,
+    "projection_channels": 8, "position_channels": 6, "rope_max_seq_len": 64,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +32,10 @@ def wan_pipeline():
     """FlashI2V over Wan's autoencoder, all of it tiny and random."""
     torch.manual_seed(6)
     vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
-    geometry = {**TINY_GEOMETRY, "in_channels": 16, "out_channels": 16}
-    transformer = FlashI2VTransformer3DModel(**geometry).eval()
+    transformer = FlashI2VTransformer3DModel(**_GEOMETRY).eval()
     for parameter in transformer.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    conditioner = new_conditioner(1, TINY_GEOMETRY["text_dim"])
+    conditioner = new_conditioner(1, _TEXT_DIM)
     # Without the visual branch: it is made for other latents.
     conditioner.image_adapter = None
     return FlashI2VPipeline(transformer, vae, conditioner)
