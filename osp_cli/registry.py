@@ -135,7 +135,7 @@ class ModelSpec:
         magcache: ratios of MagCache, or None likewise.
         whole_weights: why its weights cannot be stored in fewer bits, or empty.
         restyle: how it makes one video of another: `renoise` samples the partly re-noised latents,
-            under the conditions of the first frame; `frames` is shown every latent frame as a
+            under the conditions of the first frame; `frames` is shown every frame as a
             picture of its own.
     """
 

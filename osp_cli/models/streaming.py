@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from osp_cli.models.autoencoder_linear import AutoencoderLinear
-from osp_cli.models.latents import latent_statistics
+from osp_cli.models.latents import decode_latents, encode_latents, latent_statistics
 
 
 class StreamingEncoder:
@@ -112,6 +112,44 @@ class StreamingDecoder:
     def rest(self) -> None:
         """Keep what is remembered on the host until the next piece comes."""
         self._stream.rest()
+
+
+class PictureEncoder:
+    """Encodes every frame of a video as a picture of its own, as if each began a clip.
+
+    Args:
+        vae: the autoencoder.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def push(self, video: Tensor) -> Tensor:
+        """One latent frame for each of the frames; otherwise as of `StreamingEncoder`."""
+        latents = encode_latents(self._vae, video[0].transpose(0, 1)[:, :, None])
+        return latents[:, :, 0].transpose(0, 1)[None]
+
+    def rest(self) -> None:
+        """Nothing is remembered."""
+
+
+class PictureDecoder:
+    """Decodes every latent frame as a picture of its own; the counterpart of `PictureEncoder`.
+
+    Args:
+        vae: the autoencoder.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self._vae = vae
+
+    def push(self, latents: Tensor) -> Tensor:
+        """One frame for each of the latent frames; otherwise as of `StreamingDecoder`."""
+        video = decode_latents(self._vae, latents[0].transpose(0, 1)[:, :, None])
+        return video[:, :, 0].transpose(0, 1)[None]
+
+    def rest(self) -> None:
+        """Nothing is remembered."""
 
 
 class _Stream(Protocol):

@@ -3,8 +3,7 @@
 The source's latents are partly re-noised and sampled anew (SDEdit over latent frames), in windows
 of as many frames as the model sees at once. Windows overlap: what an earlier one has made is held
 in place, at each step with as much noise as the sampler is at, so that the next joins without a
-seam. A model that does not read the noise is shown every latent frame as a picture of its own
-instead.
+seam. A model that does not read the noise is shown every frame as a picture of its own instead.
 """
 
 from __future__ import annotations
@@ -23,6 +22,12 @@ from torch import Tensor
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.events import StepDone
 from osp_cli.models.latents import with_surroundings
+from osp_cli.models.streaming import (
+    PictureDecoder,
+    PictureEncoder,
+    StreamingDecoder,
+    StreamingEncoder,
+)
 from osp_cli.pipelines.flash_i2v import (
     Conditions,
     FlashI2VPipeline,
@@ -57,8 +62,8 @@ class Window(NamedTuple):
 def split(num_frames: int, size: int, context: int) -> list[Window]:
     """Windows that cover a video.
 
-    All have the same size, as a model knows how clips begin and end; so the last one begins
-    earlier and knows more.
+    Where they share frames, all have the same size, as a model knows how clips begin and end; so
+    the last one begins earlier and knows more. Otherwise the last one may be shorter.
 
     Args:
         num_frames: latent frames of the video.
@@ -73,8 +78,8 @@ def split(num_frames: int, size: int, context: int) -> list[Window]:
     context = min(context, size // 2)
     windows = [Window(0, min(size, num_frames), 0)]
     while (made := windows[-1].stop) < num_frames:
-        start = min(made - context, num_frames - size)
-        windows.append(Window(start, start + size, made - start))
+        start = min(made - context, num_frames - size) if context else made
+        windows.append(Window(start, min(start + size, num_frames), made - start))
     return windows
 
 
@@ -131,9 +136,18 @@ class Renoising:
         inputs: of the whole video; picture, length and span are those of each window.
         strength: how far the latents are re-noised, above 0; 1 begins with noise alone.
         num_frames: latent frames of the video.
+
+    Attributes:
+        context: latent frames that windows share.
+        encoder, decoder: classes of what makes latents of frames, and frames of latents.
+        kept_dtype: that latents can be kept in without being seen to.
     """
 
     context = CONTEXT
+    encoder = StreamingEncoder
+    decoder = StreamingDecoder
+    # The next window begins with them.
+    kept_dtype = torch.float32
 
     def __init__(self, inputs: SamplingInputs, strength: float, num_frames: int) -> None:
         self._inputs = replace(inputs, start=strength)
@@ -266,9 +280,11 @@ class ShownFrames:
 class Showing:
     """Restyles with a model that does not read the noise, in a single step.
 
-    Such a model answers with the same clip from any noise, so each latent frame is shown to it as
-    the first frame of a clip of its own, and is all of that clip. Windows know nothing of each
-    other, and all of them read the prompt with the video's first frame: there can be no seam.
+    Such a model answers with the same clip from any noise, so each frame of the video is shown to
+    it as the first frame of a clip of its own, and is all of that clip: a latent frame is a frame
+    here. (Four to a latent frame would take a quarter of the time, but what moves within them is
+    lost in a style, and the video would stutter.) Windows know nothing of each other, and all of
+    them read the prompt with the video's first frame: there can be no seam.
 
     Since re-noising changes nothing, `strength` weighs the answer against the source:
     `v = s v_model + (1 - s) (z - x_source) / sigma`, which ends at `s x_model + (1 - s) x_source`.
@@ -276,10 +292,16 @@ class Showing:
     Args:
         inputs: of the whole video; its picture is the video's first frame.
         strength: s.
-        num_frames: latent frames of the video.
+        num_frames: of the video.
+
+    Attributes:
+        context, encoder, decoder, kept_dtype: as of `Renoising`.
     """
 
     context = 0
+    encoder = PictureEncoder
+    decoder = PictureDecoder
+    kept_dtype = torch.float16
 
     def __init__(self, inputs: SamplingInputs, strength: float, num_frames: int) -> None:
         self._inputs = inputs

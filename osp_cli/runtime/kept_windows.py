@@ -38,6 +38,7 @@ class KeptWindows:
         recipe: of the video.
         windows: all there will be.
         overwrite: what is there of another video may be replaced.
+        dtype: of the latents on the disk, from which the video is made in any case.
 
     Raises:
         InvalidRequestError: windows of another video are in the way.
@@ -55,6 +56,7 @@ class KeptWindows:
         windows: Sequence[Window],
         *,
         overwrite: bool,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.folder = folder
         self.count = 0
@@ -62,6 +64,7 @@ class KeptWindows:
         self._recipe = recipe
         self._windows = tuple(windows)
         self._is_stale = False
+        self._dtype = dtype
         if not folder.exists():
             return
         if not self._is_mine():
@@ -97,7 +100,7 @@ class KeptWindows:
             make_folder(self.folder)
             with atomic_output(self.folder / RECIPE_NAME, overwrite=True) as part:
                 part.write_text(canonical_json(self._recipe, indent=2) + "\n", "utf-8")
-        data = save({"latents": latents.float().cpu().contiguous()})
+        data = save({"latents": latents.to(self._dtype).cpu().contiguous()})
         with atomic_output(self._path(self.count), overwrite=True) as part:
             part.write_bytes(data)
         self.count += 1
@@ -115,7 +118,7 @@ class KeptWindows:
             raise UnreadableMediaError(f"{path} is damaged or gone: {error}") from error
         if latents.ndim != 5 or latents.shape[2] != window.num_frames - window.known:
             raise UnreadableMediaError(f"{path} is damaged: it has another number of frames")
-        return latents
+        return latents.float()
 
     def known(self, like: Tensor) -> Tensor:
         """The latent frames that the next window knows, as many as that says; none of none.

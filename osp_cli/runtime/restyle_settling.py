@@ -60,7 +60,12 @@ class Job:
     @property
     def num_padded_frames(self) -> int:
         """Frames of the result with those behind it that fill up its last group."""
-        return 1 + self.request.spec.scale_factor_temporal * (self.num_latent_frames - 1)
+        return 1 + self.group * (self.num_latent_frames - 1)
+
+    @property
+    def group(self) -> int:
+        """Frames of each latent frame but the first."""
+        return _group(self.request)
 
 
 def preview_restyle_plan(request: RestyleRequest) -> tuple[Planned, list[str]]:
@@ -85,14 +90,15 @@ def settle_restyle(request: RestyleRequest) -> tuple[Job, list[str]]:
     if request.total_frames is not None:
         num_frames = min(num_frames, request.total_frames)
     width, height = _choose_size(request, source)
+    total = 1 + -(-(num_frames - 1) // _group(request))
     every = request.spec.scale_factor_temporal
-    total = 1 + -(-(num_frames - 1) // every)
     size = min(1 + (request.num_frames - 1) // every, total)
     windows = split(total, size, way_of(request).context)
     window = _window_request(request, width, height, num_frames=1 + every * (size - 1))
     clip, notices = settle(window, _recipe_entries(request, source))
     plan = replace(
         clip.plan,
+        num_frames=1 + _group(request) * (size - 1),
         steps=_num_steps(request),
         num_windows=len(windows),
         total_frames=num_frames,
@@ -102,7 +108,11 @@ def settle_restyle(request: RestyleRequest) -> tuple[Job, list[str]]:
         check_free_space(request.output.parent, plan.disk_bytes, what="the video")
     clip = replace(clip, plan=plan)
     kept = KeptWindows(
-        _folder(request, clip.recipe), clip.recipe, windows, overwrite=request.overwrite
+        _folder(request, clip.recipe),
+        clip.recipe,
+        windows,
+        overwrite=request.overwrite,
+        dtype=way_of(request).kept_dtype,
     )
     notices = [
         *source.notices,
@@ -124,6 +134,11 @@ def settle_restyle(request: RestyleRequest) -> tuple[Job, list[str]]:
 def way_of(request: RestyleRequest) -> type[Renoising] | type[Showing]:
     """How the model restyles, as its card says."""
     return Showing if request.spec.restyle == "frames" else Renoising
+
+
+def _group(request: RestyleRequest) -> int:
+    # A picture of its own is a latent frame of its own.
+    return 1 if way_of(request) is Showing else request.spec.scale_factor_temporal
 
 
 def _refuse(request: RestyleRequest) -> None:

@@ -35,7 +35,6 @@ from osp_cli.events import (
 )
 from osp_cli.media.sinks import open_sink
 from osp_cli.models.latents import uint8_frames
-from osp_cli.models.streaming import StreamingDecoder, StreamingEncoder
 from osp_cli.pipelines.restyle import Renoising, Showing, Window
 from osp_cli.requests import RestyleRequest
 from osp_cli.runtime.memory_errors import is_out_of_memory
@@ -217,7 +216,7 @@ class _Maker:
         if not missing:
             return
         yield from self._load(CONDITIONING)
-        encoder = StreamingEncoder(self._models.vae)
+        encoder = way_of(job.request).encoder(self._models.vae)
         way: Renoising | Showing | None = None
         with self._source() as source:
             for index in missing:
@@ -233,7 +232,7 @@ class _Maker:
                         way = self._way(source.first_picture)
                         yield from self._cut_notices(picture)
                     yield from self._make(way, window, latents, picture)
-                done = 1 + (window.stop - 1) * job.request.spec.scale_factor_temporal
+                done = 1 + (window.stop - 1) * job.group
                 yield ChunkDone(
                     index + 1,
                     len(job.windows),
@@ -289,12 +288,12 @@ class _Maker:
             job.request.fps,
             num_frames=job.num_frames,
             num_padded_frames=job.num_padded_frames,
-            group=job.request.spec.scale_factor_temporal,
+            group=job.group,
         )
 
     def _pictures(self) -> Iterator[NDArray[np.uint8]]:
         """The frames of the result, one at a time."""
-        decoder = StreamingDecoder(self._models.vae)
+        decoder = way_of(self._job.request).decoder(self._models.vae)
         left = self._job.num_frames
         for latents in self._job.kept.all_latents():
             for piece in latents.split(1, dim=2):

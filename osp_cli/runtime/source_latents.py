@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from osp_cli.media.source_video import SourceVideo, read_frames
-from osp_cli.models.streaming import StreamingEncoder
+from osp_cli.models.streaming import PictureEncoder, StreamingEncoder
 from osp_cli.pipelines.restyle import Window
 
 Frame = NDArray[np.uint8]
@@ -67,7 +67,9 @@ class SourceLatents:
         # Ends the program that reads the file.
         self._frames.close()
 
-    def window(self, window: Window, encoder: StreamingEncoder) -> tuple[Tensor, Image.Image]:
+    def window(
+        self, window: Window, encoder: StreamingEncoder | PictureEncoder
+    ) -> tuple[Tensor, Image.Image]:
         """A window that does not begin before the last one did.
 
         Args:
