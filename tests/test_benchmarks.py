@@ -7,11 +7,15 @@ import ctypes
 import gc
 import importlib
 import json
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from osp_cli import registry
 from osp_cli.models.safetensors_header import read_header
 from osp_cli.models.state_dict import read_state_dict
 
@@ -108,3 +112,31 @@ def test_each_way_of_the_14b_gives_the_same_clip(program, tmp_path):
     [head, rule, *rows] = big.table(found)
     assert len(rows) == len(PARTS)
     assert {row.count("|") for row in (head, rule, *rows)} == {12}
+
+
+@pytest.mark.slow
+def test_what_stylize_promises_is_measured_through_the_command(
+    program, tiny_card, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(program("stylize"), "SIZE", (96, 64))
+    short = replace(tiny_card, defaults={**tiny_card.defaults, "num_frames": 17})
+    monkeypatch.setattr(registry, "model_specs", lambda: {"tiny": short})
+    # All of it would take a minute; random weights paint all styles alike, so nothing morphs.
+    genuine = program("stylize").films
+    monkeypatch.setattr(program("stylize"), "films", lambda *args: islice(genuine(*args), 1))
+    monkeypatch.setattr(program("stylize"), "STRENGTHS", (0.0, 1.0))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "ab":
+        Image.effect_noise((96, 64), 90).convert("RGB").save(photos / f"{name}.png")
+    arguments = ["--model", "tiny", "--photos", str(photos), "--styles", "ink", "--frames", "9"]
+    parts = ["--parts", "restyle,strength", "--keep", str(tmp_path / "kept")]
+    found = program("stylize").main([*arguments, *parts])
+    assert json.loads(capsys.readouterr().out) == found
+    videos = found["restyle"]["videos"]
+    assert [(video["film"], video["style"]) for video in videos] == [("pan", "ink")]
+    # Random weights keep nothing; the operator keeps the motion of the film.
+    assert all(video["operators_correlation"] > 0.5 for video in videos)
+    assert all(len(video["flicker_by_phase"]) == 4 for video in videos)
+    assert len(found["strength"]["ink"]["share_of_style"]) == 2
+    assert (tmp_path / "kept" / "restyle.mp4").exists()

@@ -204,7 +204,7 @@ class MiniBench:
         """Each line as soon as it is known."""
         yield from self._codec()
         yield from self._gentle()
-        yield from self._styles()
+        yield from self.styles()
         yield self._camera()
         yield self._cutoff()
         yield self._weights()
@@ -257,7 +257,8 @@ class MiniBench:
             details=_rounded(drift),
         )  # fmt: skip
 
-    def _styles(self) -> Iterator[Line]:
+    def styles(self) -> Iterator[Line]:
+        """Whether thirteen styles are told apart, by two judges."""
         names = self._chosen(self._extent.style_photos)
         self._tell("styles: learning what they look like on other photos")
         photos = {name: self._fitted(name, self._extent.size) for name in self._pictures}

@@ -167,10 +167,15 @@ class Studio:
         Args:
             pictures: `(count, height, width, 3)` uint8.
         """
-        return np.concatenate([self._one_round_trip(picture) for picture in pictures])
+        return np.concatenate([self.video_round_trip(picture[None]) for picture in pictures])
 
-    def _one_round_trip(self, picture: Frames) -> Frames:
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None, :, None]
+    def video_round_trip(self, video: Frames) -> Frames:
+        """A video through the codec and back.
+
+        Args:
+            video: `(4k + 1, height, width, 3)` uint8.
+        """
+        pixels = torch.from_numpy(np.array(video)).permute(3, 0, 1, 2)[None]
         latents = encode_latents(self._models.vae, pixels.float() / 127.5 - 1)
         frames: Frames = uint8_frames(decode_latents(self._models.vae, latents))[0].cpu().numpy()
         return frames

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osp_cli.dials import Seeds, Size
+from osp_cli.dials import Seeds, Size, StepCacheChoice
 from osp_cli.runtime.runner import run
 from osp_cli.runtime.studio import Studio
 from osp_cli.settings import Source, settle_generate
@@ -73,3 +73,22 @@ def test_pictures_go_through_the_codec_one_by_one(studio):
     alone = [studio.round_trip(picture[None])[0] for picture in pictures]
     np.testing.assert_array_equal(together, np.stack(alone))
     assert (together != pictures).any()
+
+
+def test_a_video_goes_through_the_codec_as_one(studio):
+    video = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    seen = studio.video_round_trip(video)
+    assert seen.shape == video.shape
+    # Its first frame is coded as if it were alone, the others are not.
+    np.testing.assert_array_equal(seen[:1], studio.round_trip(video[:1]))
+    assert (seen[1:] != studio.round_trip(video[1:])).any()
+
+
+def test_a_take_tells_what_its_sampling_took(studio, picture):
+    plain = studio.take(picture, num_frames=5, steps=4, cache=StepCacheChoice("none"))
+    assert (plain.num_steps, plain.skipped) == (4, 0)
+    assert 0 < plain.seconds < studio.seconds
+    cached = studio.take(picture, num_frames=5, steps=4, cache=StepCacheChoice("fbcache", 9))
+    assert (cached.num_steps, cached.skipped) == (4, 3)
+    assert cached.frames.shape == plain.frames.shape == (5, 64, 96, 3)
+    assert (cached.frames != plain.frames).any()
