@@ -219,18 +219,18 @@ def test_a_run_goes_on_from_the_first_missing_window_to_the_same_bytes(ask_eithe
     request = ask_either()
     expected = whole(request)
     stop = StopSignal()
-    with pytest.raises(InterruptedRunError, match="window 2 of") as caught:
+    with pytest.raises(InterruptedRunError, match="window 1 of") as caught:
         for event in run_restyle(request, stop=stop):
-            if isinstance(event, ChunkDone) and event.chunk == 2:
+            if isinstance(event, ChunkDone) and event.chunk == 1:
                 stop.note(signal.SIGINT)
     assert caught.value.kept == (folder_of(request),)
     assert not request.output.exists()
     assert files(folder_of(request)) == [
-        "recipe.json", "window-00001.safetensors", "window-00002.safetensors",
+        "recipe.json", "window-00001.safetensors",
     ]  # fmt: skip
     events = list(run_restyle(request))
-    assert kinds(events, ChunkDone)[0].chunk == 3
-    assert any("has 2 of" in notice.message for notice in kinds(events, Notice))
+    assert kinds(events, ChunkDone)[0].chunk == 2
+    assert any("has 1 of" in notice.message for notice in kinds(events, Notice))
     assert request.output.read_bytes() == expected
     assert not folder_of(request).exists()
 
@@ -340,7 +340,7 @@ def test_a_killed_run_comes_to_the_same_bytes(ask, away):
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
         "PYTHONPATH": str(tests.parent),
     }
-    kills = 0
+    kills, ended = 0, False
     for _ in range(20):
         command = [sys.executable, "-c", _KILLED.format(tests=str(tests))]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
@@ -348,16 +348,18 @@ def test_a_killed_run_comes_to_the_same_bytes(ask, away):
         if kills < 5:
             # Somewhere between its first line and a little later than a window takes.
             process.stdout.readline()
-            time.sleep(random.uniform(0, 1.0))
+            time.sleep(random.uniform(0, 0.6))
             process.kill()
             kills += process.wait() == -signal.SIGKILL
-        elif process.communicate() and process.returncode == 0:
-            break
+        else:
+            process.communicate()
+            ended = process.returncode == 0
         if Path("ink.mp4").exists():
             break
     assert kills
     assert Path("ink.mp4").read_bytes() == expected
-    assert not (away / "ink.latents").exists()
+    # A kill may come between the two; the video is whole all the same.
+    assert not (ended and (away / "ink.latents").exists())
 
 
 # --- Memory ----------------------------------------------------------------------------------
