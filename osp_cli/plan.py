@@ -48,8 +48,8 @@ class Plan:
             tell.
         expected_seconds: of sampling and decoding, where the device's speed is known.
         loras: that are added to the transformer.
-        num_windows: windows of a video that is restyled; `steps` and all that follows from them are
-            those of each.
+        num_windows: windows of a video that is restyled; frames, tokens, steps and memory are those
+            of each.
         total_frames: of the restyled video.
         passes_per_step: how often each step runs the model: once for each style of a mixture, once
             for what they leave unstyled, once more with guidance.

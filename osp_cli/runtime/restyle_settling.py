@@ -98,6 +98,8 @@ def settle_restyle(request: RestyleRequest) -> tuple[Job, list[str]]:
     clip, notices = settle(window, _recipe_entries(request, source))
     plan = replace(
         clip.plan,
+        expected_seconds=_times(clip.plan.expected_seconds, len(windows)),
+        operations=_times(clip.plan.operations, len(windows)),
         num_frames=1 + _group(request) * (size - 1),
         steps=_num_steps(request),
         num_windows=len(windows),
@@ -157,6 +159,10 @@ def _refuse(request: RestyleRequest) -> None:
             f"--preview {request.preview} is for clips of pictures, {request.video} is a video",
             hint="--frames 9 restyles its beginning",
         )
+
+
+def _times(of_a_window: float | None, num_windows: int) -> float | None:
+    return None if of_a_window is None else of_a_window * num_windows
 
 
 def _num_steps(request: RestyleRequest) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from osp_cli.cli import console, display
-from osp_cli.events import Done, Event, Loaded, Planned, Saved, StageStarted, StepDone
+from osp_cli.events import ChunkDone, Done, Event, Loaded, Planned, Saved, StageStarted, StepDone
 from osp_cli.plan import Plan
 
 PLAN = Plan(
@@ -234,3 +234,53 @@ def test_tables_on_a_terminal(monkeypatch, width):
     assert all(len(line) <= width for line in lines)
     assert "\t" not in terminal.getvalue()
     assert "[rice]" in terminal.getvalue()
+
+
+def test_windows_of_a_long_video_tell_their_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    shown = display.Display(now=clock)
+    plan = replace(PLAN, num_frames=13, total_frames=104, num_windows=8, steps=1)
+    shown.show(Planned(plan))
+    for number in range(1, 9):
+        shown.show(StageStarted("condition"))
+        shown.show(StepDone(1, 1, 5.9))
+        clock.seconds += 6.5
+        shown.show(ChunkDone(number, 8, 6.5, 13 * number))
+    said = capsys.readouterr().err.splitlines()
+    assert "104 frames in 8 windows" in said[0]
+    assert said[1:] == [
+        "condition",
+        "window 2 of 8, 2.0 frames/s, 0:39 left",
+        "window 4 of 8, 2.0 frames/s, 0:26 left",
+        "window 6 of 8, 2.0 frames/s, 0:13 left",
+        "window 8 of 8, 2.0 frames/s, 0:00 left",
+    ]
+
+
+def test_steps_within_a_window_say_which(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    shown = display.Display(now=clock)
+    shown.show(Planned(replace(PLAN, total_frames=93, num_windows=2)))
+    for number in (1, 2):
+        for step in (1, 2):
+            clock.seconds += 20
+            shown.show(StepDone(step, 2, 20.0))
+        shown.show(ChunkDone(number, 2, 40.0, 49 if number == 1 else 93))
+    said = capsys.readouterr().err.splitlines()[1:]
+    assert said == [
+        "step 1/2, window 1/2, 20.00 s/it, 0:20 left",
+        "step 2/2, window 1/2, 20.00 s/it, 0:00 left",
+        "step 1/2, window 2/2, 20.00 s/it, 0:20 left",
+        "step 2/2, window 2/2, 20.00 s/it, 0:00 left",
+        "window 2 of 2, 1.1 frames/s, 0:00 left",
+    ]
+
+
+def test_a_video_of_one_window_is_told_as_any_clip(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = display.Display(now=Clock())
+    shown.show(Planned(replace(PLAN, total_frames=9)))
+    shown.show(StepDone(1, 1, 0.5))
+    shown.show(ChunkDone(1, 1, 0.5, 9))
+    said = capsys.readouterr().err.splitlines()
+    assert "9 frames, 8 steps" in said[0]
+    assert said[1:] == ["step 1/1, 0.50 s/it, 0:00 left"]

@@ -41,6 +41,25 @@ def test_the_true_velocity_leads_from_noise_to_the_clip(num_steps, shift):
 
 
 @settings(deadline=None, max_examples=50)
+@given(st.integers(1, 60), st.floats(0.5, 12), st.floats(0.01, 1))
+def test_a_grid_may_begin_on_the_way(num_steps, shift, start):
+    for make, first in ((euler_schedule, 1.0), (unipc_schedule, 0.999)):
+        scheduler = make(num_steps, shift, start=start)
+        begins = min(start, first)
+        linear = [begins * (1 - step / num_steps) for step in range(num_steps + 1)]
+        expected = [shift * x / (1 + (shift - 1) * x) for x in linear]
+        torch.testing.assert_close(scheduler.sigmas, torch.tensor(expected), atol=1e-6, rtol=0)
+        assert len(scheduler.timesteps) == num_steps
+
+
+@pytest.mark.parametrize("start", [0.0, -0.1, 1.1, float("nan")])
+def test_a_grid_cannot_begin_outside_of_it(start):
+    for make in (euler_schedule, unipc_schedule):
+        with pytest.raises(ValueError, match="start must lie"):
+            make(4, 3.0, start=start)
+
+
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 200), st.floats(0.5, 12))
 def test_the_unipc_grid_starts_below_pure_noise(num_steps, shift):
     scheduler = unipc_schedule(num_steps, shift)
