@@ -140,5 +140,9 @@ def _fail(
     console.say_error(message, hint)
     for path in kept:
         console.say(f"kept: {path}")
-        console.say_hint(f"osp generate --from {shlex.quote(str(path))} goes on from it")
+        # Windows of a long video are a folder, which says nothing of where the video lies.
+        again = (
+            "the same command" if path.is_dir() else f"osp generate --from {shlex.quote(str(path))}"
+        )
+        console.say_hint(f"{again} goes on from it")
     return exit_code

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 
 from osp_cli import events
 from osp_cli.cli import console
-from osp_cli.cli.showing import device_text, memory_text, time_text, way_text
+from osp_cli.cli.showing import (
+    device_text,
+    frames_text,
+    memory_text,
+    steps_text,
+    time_text,
+    way_text,
+)
 from osp_cli.outputs import STDOUT
 
 if TYPE_CHECKING:
@@ -91,12 +98,9 @@ class Display:
         match event:
             case events.Planned(plan):
                 self._windows.begin(plan.num_windows, plan.total_frames)
-                frames = f"{plan.total_frames or plan.num_frames} frames"
-                if plan.num_windows > 1:
-                    frames += f" in {plan.num_windows} windows"
                 self.line(
-                    f"{plan.model}: {plan.width}x{plan.height}, {frames}, "
-                    f"{plan.steps} steps, seed {plan.seed}, {device_text(plan)} {plan.dtype}"
+                    f"{plan.model}: {plan.width}x{plan.height}, {frames_text(plan)}, "
+                    f"{steps_text(plan)}, seed {plan.seed}, {device_text(plan)} {plan.dtype}"
                 )
                 changed = plan.quant != "none" or plan.compile or plan.vae_tiling
                 if plan.weights_bytes > _LARGE_BYTES or plan.offload != "none" or changed:

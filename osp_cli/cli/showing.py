@@ -81,11 +81,11 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
     cache = "" if plan.cache == "none" else f", {plan.cache}"
     rows = {
         "model": f"{plan.model}, {device_text(plan)} {plan.dtype}",
-        "video": f"{plan.width}x{plan.height}, {plan.num_frames} frames at {request.fps} fps",
+        "video": f"{plan.width}x{plan.height}, {frames_text(plan)} at {request.fps} fps",
         "output": str(request.output),
         **_style_row(plan, request),
         **({"lora": ", ".join(map(str, request.loras))} if request.loras else {}),
-        "sampling": f"{plan.steps} steps, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
+        "sampling": f"{steps_text(plan)}, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
         "tokens": str(plan.num_tokens),
         "weights": f"{_bytes(plan.weights_bytes)}, {way_text(plan)}",
         "memory": memory_text(plan),
@@ -101,6 +101,18 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
             console.write_row(f"{name:<9} ", text)
         else:
             console.write_line(f"{name:<9} {text}")
+
+
+def frames_text(plan: Plan) -> str:
+    """How many frames there will be, and in how many windows they are made."""
+    windows = f" in {plan.num_windows} windows" if plan.num_windows > 1 else ""
+    return f"{plan.total_frames or plan.num_frames} frames{windows}"
+
+
+def steps_text(plan: Plan) -> str:
+    """The sampler's steps; of each window, where there are several."""
+    steps = f"{plan.steps} {'step' if plan.steps == 1 else 'steps'}"
+    return f"{steps} each" if plan.num_windows > 1 else steps
 
 
 def show_sheet(sheet: Sheet) -> None:
