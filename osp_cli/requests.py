@@ -409,7 +409,9 @@ class RestyleRequest(GenerateRequest):
     Attributes:
         video: the source.
         strength: how far it is re-noised: 0 leaves it as it is, 1 keeps nothing but what the model
-            is shown of it.
+            is shown of it. Of `num_inference_steps` that share is done. A model that is shown every
+            frame as a picture takes one step instead, and strength weighs its answer against the
+            source.
         total_frames: of the result at most; None for the whole source.
 
     Raises:
@@ -443,6 +445,7 @@ class RestyleRequest(GenerateRequest):
             )
         if self.total_frames is not None:
             _check_range("--frames", self.total_frames, 1, math.inf)
+        self._check_stream()
 
     def recipe(self) -> dict[str, Any]:
         """As of the parent, and what was restyled."""
@@ -452,6 +455,24 @@ class RestyleRequest(GenerateRequest):
             "strength": self.strength,
             "total_frames": self.total_frames,
         }
+
+    def _check_stream(self) -> None:
+        """Refuse what clips may have and a stream of windows cannot."""
+        if self.gpus > 1:
+            raise InvalidRequestError(
+                f"a video is restyled on one device, --gpus {self.gpus} cannot share it out",
+                hint="leave --gpus out, or restyle parts of the video at the same time",
+            )
+        if self.vae_tiling:
+            raise InvalidRequestError(
+                "a video passes the autoencoder as a stream, which --vae-tiling cannot cut",
+                hint="leave it out, or use a smaller --size",
+            )
+        if self.preview != "none":
+            raise InvalidRequestError(
+                f"--preview {self.preview} is for clips of pictures, {self.video} is a video",
+                hint="--frames 9 restyles its beginning",
+            )
 
     def _check_input(self, spec: ModelSpec) -> None:
         problem = spec.restyle_problem()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from osp_cli.dials import NO_CACHE
-from osp_cli.errors import InvalidRequestError
 from osp_cli.events import Planned
 from osp_cli.media.files import check_free_space
 from osp_cli.media.fitting import fit_notice
@@ -84,7 +83,6 @@ def settle_restyle(request: RestyleRequest) -> tuple[Job, list[str]]:
     Raises:
         OspError: it cannot be made here.
     """
-    _refuse(request)
     source = probe_source(request.video)
     num_frames = source.num_frames_at(request.fps)
     if request.total_frames is not None:
@@ -141,24 +139,6 @@ def way_of(request: RestyleRequest) -> type[Renoising] | type[Showing]:
 def _group(request: RestyleRequest) -> int:
     # A picture of its own is a latent frame of its own.
     return 1 if way_of(request) is Showing else request.spec.scale_factor_temporal
-
-
-def _refuse(request: RestyleRequest) -> None:
-    if request.gpus > 1:
-        raise InvalidRequestError(
-            f"a video is restyled on one device, --gpus {request.gpus} cannot share it out",
-            hint="leave --gpus out, or restyle parts of the video at the same time",
-        )
-    if request.vae_tiling:
-        raise InvalidRequestError(
-            "a video passes the autoencoder as a stream, which --vae-tiling cannot cut into tiles",
-            hint="leave it out, or use a smaller --size",
-        )
-    if request.preview != "none":
-        raise InvalidRequestError(
-            f"--preview {request.preview} is for clips of pictures, {request.video} is a video",
-            hint="--frames 9 restyles its beginning",
-        )
 
 
 def _times(of_a_window: float | None, num_windows: int) -> float | None:
