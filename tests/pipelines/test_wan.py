@@ -27,6 +27,7 @@ from osp_cli.pipelines import wan, wan_i2v
 from osp_cli.pipelines.flash_i2v import SamplingInputs, SamplingState
 from osp_cli.pipelines.wan_i2v import known_latents
 from osp_cli.sampling.step_cache import FBCacheConfig, MagCacheConfig, TeaCacheConfig
+from osp_cli.style_mix import WeightedPrompt
 
 PROMPT = "  a red fox &amp; \n snow "
 NEGATIVE = "blurred"
@@ -240,7 +241,7 @@ def test_a_frozen_clip_goes_on_to_the_same_bits(ours, inputs, cache):
 
 def test_a_mixture_of_one_prompt_with_itself_is_that_prompt(ours, inputs):
     one, _ = latents_of(ours, inputs)
-    two, _ = latents_of(ours, replace(inputs, also=((inputs.prompt, 0.3),)))
+    two, _ = latents_of(ours, replace(inputs, also=(WeightedPrompt(inputs.prompt, 0.3),)))
     torch.testing.assert_close(one.latents, two.latents, atol=1e-4, rtol=0)
 
 
