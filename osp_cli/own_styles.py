@@ -37,11 +37,12 @@ _KEYS: Mapping[str, type] = {
     "description": str,
     "adapter": str,
     "adapter_weight": float,
+    "screen": bool,
     "prompt": dict,
     "sampler": dict,
 }
 _PROMPT_KEYS: Mapping[str, type] = {"template": str, "short": str, "negative": str}
-_WORD_OF = {str: "a string", float: "a number", dict: "a table"}
+_WORD_OF = {str: "a string", float: "a number", bool: "true or false", dict: "a table"}
 _MAX_HEADER_BYTES = 16 * 2**20
 _ORIGIN_FILE, _ORIGIN_LORA, _ORIGIN_RECIPE = "own style", "own LoRA", "recipe"
 # The dials a style may set, by the names of flags.

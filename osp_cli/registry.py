@@ -275,6 +275,7 @@ class StylePreset:
         adapter: a LoRA by its installed name, or its path seen from the style's file; empty where
             the prompt alone makes the style.
         adapter_weight: how strongly a whole style takes it in.
+        screen: a pattern that stands still on the screen belongs to it, such as bricks or paper.
         is_own: it is the user's, not one of ours.
         source: the file it is in; None for ours, and where the file is gone.
         reference: what `--style` was given for it, where that is not its name.
@@ -293,6 +294,7 @@ class StylePreset:
     sampler: dict[str, Any]
     adapter: str
     adapter_weight: float = 1.0
+    screen: bool = False
     is_own: bool = False
     source: Path | None = None
     reference: str = ""
@@ -732,6 +734,7 @@ def _style_preset(path: Path) -> StylePreset:
         origin=style.text("origin"),
         adapter=style.text("adapter"),
         adapter_weight=style.positive("adapter_weight") or 1.0,
+        screen=style.boolean("screen", default=False),
         prompt_template=prompt.text("template"),
         short=prompt.text("short"),
         negative_prompt=prompt.text("negative"),

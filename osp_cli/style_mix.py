@@ -110,6 +110,11 @@ class StyleMix:
         rests = [round(weight_left(w for _, w in stop), 12) for stop in self._stops()]
         return _constant_or_all([rest if rest > NOTHING else 0.0 for rest in rests])
 
+    @property
+    def screen(self) -> float:
+        """The share of styles with a pattern that stands still on the screen, 0 to 1."""
+        return math.fsum(mean_weight(weight) for preset, weight in self.parts if preset.screen)
+
     def prompts_for(self, spec: ModelSpec, prompt: str) -> tuple[WeightedPrompt, ...]:
         """What the model `spec` reads: a prompt per style, and `prompt` itself for the rest."""
         prompts = [

@@ -34,8 +34,10 @@ from osp_cli.events import (
     StepDone,
 )
 from osp_cli.media.sinks import open_sink
+from osp_cli.media.source_video import read_frames
 from osp_cli.models.latents import uint8_frames
 from osp_cli.pipelines.restyle import Renoising, Showing, Window
+from osp_cli.pipelines.steadying import SHARE, steadied
 from osp_cli.requests import RestyleRequest
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import CONDITIONING, DECODING, SAMPLING, Models
@@ -293,13 +295,34 @@ class _Maker:
 
     def _pictures(self) -> Iterator[NDArray[np.uint8]]:
         """The frames of the result, one at a time."""
+        for frame in self._calmed(self._painted()):
+            levels = uint8_frames(frame[None, :, None] * 2 - 1)
+            yield levels[0, 0].cpu().numpy()
+
+    def _painted(self) -> Iterator[Tensor]:
+        """The frames as the model painted them, `(3, height, width)` in [0, 1]."""
         decoder = way_of(self._job.request).decoder(self._models.vae)
         left = self._job.num_frames
         for latents in self._job.kept.all_latents():
             for piece in latents.split(1, dim=2):
-                frames = uint8_frames(decoder.push(piece))[0, :left].cpu().numpy()
+                frames = decoder.push(piece)[0, :, :left].transpose(0, 1)
                 left -= len(frames)
-                yield from frames
+                yield from (frames + 1) / 2
+
+    def _calmed(self, painted: Iterator[Tensor]) -> Iterator[Tensor]:
+        """The frames, those of a model that knows one at a time led along with the source."""
+        job, request = self._job, self._job.request
+        if way_of(request) is Renoising or request.strength == 0:
+            yield from painted
+            return
+        frames = read_frames(job.source, job.size, request.fps, num_frames=job.num_frames)
+        source = (torch.from_numpy(frame).permute(2, 0, 1).float() / 255 for frame in frames)
+        screen = 0.0 if request.mix is None else request.mix.screen
+        try:
+            yield from steadied(painted, source, SHARE * request.strength, screen)
+        finally:
+            # Ends the program that reads the file.
+            frames.close()
 
     def _load(self, names: tuple[str, ...]) -> Iterator[Event]:
         """The parts of the next stage; all of them, where the plan keeps all."""
