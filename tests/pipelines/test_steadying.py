@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -60,7 +62,7 @@ def noisy(frames: list[Tensor], deviation: float = 0.05) -> list[Tensor]:
 
 def difference_along_the_pan(frames: list[Tensor], step: int = 2) -> float:
     """Mean difference of neighbours once the pan is taken out."""
-    pairs = zip(frames, frames[1:], strict=False)
+    pairs = itertools.pairwise(frames)
     inner = slice(4, -4)
     return float(
         torch.stack(
