@@ -169,8 +169,8 @@ def _refuse_words(names: Sequence[str], text: str) -> None:
     words = [name.lower() for name in names]
     if "all" in words:
         raise InvalidRequestError(
-            f"--style makes one video, got {text!r}",
-            hint="for one in every style, name a style per line of a file for --from-file",
+            f"--style makes one video here, got {text!r}",
+            hint="--style all, on its own, makes a page of all styles; osp styles lists them",
         )
     if NO_STYLE in words:
         raise InvalidRequestError(
