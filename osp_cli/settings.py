@@ -557,7 +557,7 @@ def _of_the_source(
 
 def _window(spec: ModelSpec) -> int:
     """Frames that a model is shown at once."""
-    return int(spec.defaults.get("num_frames", PAPER_DEFAULTS["num_frames"]))
+    return min(int(spec.defaults.get("num_frames", PAPER_DEFAULTS["num_frames"])), spec.max_frames)
 
 
 def _buckets(command: str, spec: ModelSpec) -> tuple[tuple[int, int], ...]:

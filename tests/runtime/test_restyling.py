@@ -175,13 +175,14 @@ def test_the_source_comes_back_through_the_embedded_codec(away, video):
 
 
 def test_the_result_moves_away_from_the_source_with_strength(ask, video):
-    source = read_video(video).astype(float)
-    distances = []
-    for strength in (0.0, 0.5, 1.0):
+    results = []
+    for strength in (0.0, 0.3, 0.6, 1.0):
         list(run_restyle(ask(strength=strength, overwrite=True)))
-        distances.append(((read_video("ink.mp4") - source) ** 2).mean())
+        results.append(read_video("ink.mp4").astype(float))
+    # The first is the source as the autoencoder shows it, which loses much of a tiny video.
+    distances = [((result - results[0]) ** 2).mean() for result in results[1:]]
     assert distances == sorted(distances)
-    assert distances[-1] > 1.1 * distances[0]
+    assert distances[-1] > 3 * distances[0] > 0
 
 
 def test_the_recipe_says_what_was_restyled(ask_either, video):
@@ -461,3 +462,18 @@ def test_saved_comes_before_done_and_closing_early_leaves_a_whole_video(ask):
     run.close()
     assert probe_video(request.output).num_frames == FRAMES
     assert not folder_of(request).exists()
+
+
+def test_frames_are_led_along_as_far_as_they_are_painted(ask, monkeypatch):
+    seen = []
+
+    def record(painted, source, share, screen):
+        seen.append((round(share, 3), screen, len(list(source))))
+        yield from painted
+
+    monkeypatch.setattr("osp_cli.runtime.restyling.steadied", record)
+    for changes in ({}, {"strength": 0.5}, {"style": "ink+lego"}, {"strength": 0.0}):
+        list(run_restyle(ask(**changes, overwrite=True)))
+    count = seen[0][2]
+    # Bricks stand on the screen; and what is not painted is not touched.
+    assert seen == [(0.85, 0, count), (0.425, 0, count), (0.85, 0.5, count)]
