@@ -75,6 +75,7 @@ def settle(
         [Layer(origin, {**flags, **first}), *layers],
         source.command,
         any_length=source.video is not None,
+        recipe=source.replayed,
     )
     axes += _seeds(dials["seed"].value)
     if dials["preview"].value == "contact":
@@ -106,7 +107,8 @@ def settle(
         overwrite=source.overwrite,
     )
     settings = flag_names({**dials, "output": Setting(str(output), dials["output"].origin)})
-    return Settled(requests, settings, settled[0][1].notices, sheet)
+    notices = dict.fromkeys(notice for _, each in settled for notice in each.notices)
+    return Settled(requests, settings, tuple(notices), sheet)
 
 
 def _cells(axes: Sequence[_Axis]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -136,6 +138,8 @@ def _styles(given: Sequence[Layer]) -> list[_Axis]:
         return []
     # As their canonical names: a style may be called by the path of its file.
     labels = tuple(str(read_style(style) or NO_STYLE) for style in styles)
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise InvalidRequestError(f"--style names {twice[0]} twice, got {text!r}")
     name = "styles"
     if styles == [*style_presets()]:
         name = ALL_STYLES

@@ -127,6 +127,7 @@ def test_a_name_that_is_none_is_missed_and_the_others_are_made(osp, picture, req
         (("cat.png", "--strength", "0.5"), "--strength says how far a video is re-noised"),
         (("cat.png", "--style", "inc"), "unknown style 'inc'"),
         (("cat.png", "--style", "ink,"), "--style lacks a name before or after a comma"),
+        (("cat.png", "--style", "ink,INK"), "--style names ink twice"),
         (("cat.png", "--style", "ink,oil", "-o", "-"), "--output - takes one video"),
         (("cat.png", "--style", "ink,oil", "-o", "a/%04d.png"), "--output of a sheet must end in"),
         (("cat.png", "--style", "ink,oil", "-o", "a.mov"), "--output of a sheet must end in"),
