@@ -99,3 +99,13 @@ def test_pictures_and_videos_of_a_folder_in_one_go(osp, workplace):
     made = osp("all", "-s", "oil", *TINY, "-o", "painted/")
     assert made == ["painted/cat-oil-4.mp4", "painted/film-oil-4.mp4"]
     assert [probe_video(path).num_frames for path in made] == [5, 5]
+
+
+def test_what_is_picked_of_a_contact_sheet_is_finished_bit_exactly(osp):
+    common = ["cat.png", "-s", "ink", *TINY, "--steps", "6", "--cache", "none"]
+    [sheet] = osp(*common, "--seed", "4-6", "--preview", "contact")
+    assert Image.open(sheet).width > 100
+    [picked] = osp(*common, "--seed", "4-6", "--pick", "5")
+    [plain] = osp(*common, "--seed", "5", "-o", "plain.mp4")
+    assert Path(picked).read_bytes() == Path(plain).read_bytes()
+    assert read_recipe(picked)["sampler"] == "unipc"
