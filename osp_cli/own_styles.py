@@ -170,7 +170,12 @@ def _read_once(path: Path, reference: str, _changed: int, _size: int) -> StylePr
     prompt = file.values(top.pop("prompt", {}), _PROMPT_KEYS, "prompt")
     sampler = file.sampler(top.pop("sampler", {}))
     name = _spelled(path.stem)
-    if not _NAME.fullmatch(name) or name in _WORDS:
+    if name in _WORDS:
+        raise InvalidRequestError(
+            f"{path}: {name} is a word of --style, no name for one",
+            hint=f"rename the file, for example to my-style{SUFFIX}",
+        )
+    if not _NAME.fullmatch(name):
         raise InvalidRequestError(
             f"{path}: a style's name is of letters, digits and hyphens, not {path.stem!r}",
             hint=f"rename the file, for example to my-style{SUFFIX}",

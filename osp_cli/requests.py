@@ -227,6 +227,11 @@ class GenerateRequest:
                     f"{spec.name} makes videos of a text, and there is none",
                     hint=f'osp generate --model {spec.name} --text "a red fox runs through snow"',
                 )
+            if self.command == "stylize":
+                raise InvalidRequestError(
+                    "a picture or video is missing",
+                    hint=f"osp stylize photo.jpg --style {self.style or 'ink'}, or film.mp4",
+                )
             raise InvalidRequestError(
                 "a picture is missing",
                 hint='osp generate photo.jpg "the camera pans left"'
@@ -505,6 +510,7 @@ class Sheet:
         requests: of the cells, row by row.
         source: the picture or video that all are made of, shown first in a grid; None for none.
         overwrite: an existing page may be replaced.
+        makes_folder: its folder was asked for by its name alone, and is made where it is missing.
     """
 
     output: Path
@@ -514,6 +520,7 @@ class Sheet:
     requests: tuple[GenerateRequest, ...]
     source: Path | None = None
     overwrite: bool = False
+    makes_folder: bool = False
 
 
 def prompts_of(style: StyleMix | str | None, model: str, prompt: str) -> tuple[WeightedPrompt, ...]:

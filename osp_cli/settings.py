@@ -141,6 +141,7 @@ class Source:
         command: whose defaults hold, and whose name the recipe tells.
         image: path of the picture, `-` for the one in `image_data`.
         video: path of a video to restyle, in the place of a picture.
+        called: what the output's `{name}` is made of, where that is not its file's name.
         image_data: bytes of a picture from stdin.
         text: prompt of a video without a picture.
         overwrite: existing outputs may be replaced.
@@ -155,6 +156,7 @@ class Source:
     command: str = "generate"
     image: Path | None = None
     video: Path | None = None
+    called: Path | None = None
     image_data: bytes | None = None
     text: str | None = None
     overwrite: bool = False
@@ -198,6 +200,9 @@ def settle_generate(
     )
     if source.video is None:
         _refuse_strength(settings, source, typed=origin)
+    else:
+        spec = find_model(settings["model"].value)
+        notices = (*notices, *_unheard(settings, spec, typed=origin))
     if source.command == "stylize" and settings["style"].origin == "default":
         raise InvalidRequestError(
             "a style is missing",
@@ -210,6 +215,22 @@ def settle_generate(
     return Settled(requests, flag_names(settings), (*notices, *more))
 
 
+def _unheard(settings: Mapping[str, Setting], spec: ModelSpec, *, typed: str) -> Iterator[str]:
+    """What was typed to no effect, where a model paints a video frame by frame."""
+    if spec.restyle != "frames":
+        return
+    fields = ("num_inference_steps", "sampler", "shift", "cache", "cache_start")
+    names = [
+        f"--{name}"
+        for name, dial in DIALS.items()
+        if dial.field in fields and settings[dial.field].origin in (typed, "flag")
+    ]
+    if names:
+        yield f"{spec.name} paints each frame in one step, without regard to {', '.join(names)}"
+    if settings["prompt"].origin in (typed, "flag"):
+        yield f"{spec.name} takes the motion from the video: words of motion change nothing"
+
+
 def _refuse_strength(settings: dict[str, Setting], source: Source, *, typed: str) -> None:
     """Leave out how far a video is re-noised where there is none.
 
@@ -219,7 +240,7 @@ def _refuse_strength(settings: dict[str, Setting], source: Source, *, typed: str
     if settings.pop("strength").origin in (typed, "flag"):
         what = source.image or "this"
         raise InvalidRequestError(
-            f"--strength says how far a video is re-noised, and {what} is none",
+            f"--strength is for videos, and {what} is none",
             hint="--style ink:0.5 is half of a style",
         )
 
@@ -499,7 +520,7 @@ def _requests(
             command=source.command,
             output=expand_output(
                 template,
-                image=source.video or source.image,
+                image=source.called or source.video or source.image,
                 prompt=values["prompt"],
                 style=None if mix is None else mix.named,
                 seed=seed,

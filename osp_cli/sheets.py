@@ -17,7 +17,7 @@ from typing import Any
 from osp_cli.config import Layer
 from osp_cli.dials import Cutoffs, Seeds
 from osp_cli.errors import InvalidRequestError
-from osp_cli.outputs import STDOUT, expand_output
+from osp_cli.outputs import STDOUT, expand_output, names_folder
 from osp_cli.registry import style_presets
 from osp_cli.requests import STDIN, Sheet
 from osp_cli.settings import (
@@ -105,6 +105,7 @@ def settle(
         requests=requests,
         source=_shown(source, axes),
         overwrite=source.overwrite,
+        makes_folder=names_folder(dials["output"].value),
     )
     settings = flag_names({**dials, "output": Setting(str(output), dials["output"].origin)})
     notices = dict.fromkeys(notice for _, each in settled for notice in each.notices)
@@ -133,11 +134,9 @@ def _styles(given: Sequence[Layer]) -> list[_Axis]:
                 hint="--style ink,oil,lego, or --style all",
             )
         styles += style_presets() if word.lower() == ALL_STYLES else [word]
-    styles = list(dict.fromkeys(styles))
     if len(styles) < 2:
         return []
-    # As their canonical names: a style may be called by the path of its file.
-    labels = tuple(str(read_style(style) or NO_STYLE) for style in styles)
+    labels = tuple(map(_named, styles))
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise InvalidRequestError(f"--style names {twice[0]} twice, got {text!r}")
     name = "styles"
@@ -146,6 +145,12 @@ def _styles(given: Sequence[Layer]) -> list[_Axis]:
     elif len(styles) <= _MOST_NAMED:
         name = "-vs-".join(map(_slug, labels))
     return [_Axis("style", tuple(styles), labels, name)]
+
+
+def _named(style: str) -> str:
+    """Its canonical name: a style may be called by the path of its file."""
+    mix = read_style(style)
+    return NO_STYLE if mix is None else mix.named
 
 
 def _cutoffs(given: Sequence[Layer]) -> list[_Axis]:
@@ -200,7 +205,7 @@ def _output(source: Source, dials: Mapping[str, Setting], axes: Sequence[_Axis])
         )
     path = expand_output(
         template,
-        image=source.video or source.image,
+        image=source.called or source.video or source.image,
         prompt=dials["prompt"].value,
         style=names.get("style", dials["style"].value),
         seed=names.get("seed", str(dials["seed"].value)),

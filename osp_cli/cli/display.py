@@ -45,6 +45,7 @@ class Display:
 
     def __init__(self, *, verbose: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         self._verbose = verbose
+        self._noted: set[str] = set()
         self._now = now
         self._started = now()
         self._last_line = self._started
@@ -108,7 +109,10 @@ class Display:
                     parts = (way_text(plan), memory_text(plan), time_text(plan))
                     self.line(f"weights {'; '.join(filter(None, parts))}")
             case events.Notice(message):
-                self.line(f"note: {message}")
+                # The videos of a batch have much in common.
+                if message not in self._noted:
+                    self._noted.add(message)
+                    self.line(f"note: {message}")
             case events.Loaded(component, seconds):
                 self.begin("load")
                 if self._verbose:

@@ -21,10 +21,19 @@ def split_arguments(words: Sequence[str]) -> tuple[list[str], str | None]:
 
     A word is an input if there is such a file, or if it looks like one, so that a mistyped name is
     missed and not taken for a prompt. The first word is an input whatever it is.
+
+    Raises:
+        InvalidRequestError: a prompt of several words without quotes.
     """
     if len(words) < 2:
         return list(words), None
     *others, last = words
+    prose = [word for word in words[1:] if word != "-" and not _is_input(word)]
+    if len(prose) > 1 and prose == list(words[-len(prose) :]):
+        raise InvalidRequestError(
+            f"{len(prose)} words are no files: {' '.join(prose)}",
+            hint=f'put quotes around a prompt: osp stylize {words[0]} "{" ".join(prose)}"',
+        )
     if _is_input(last):
         return list(words), None
     return others, last if last == "-" else prompt_text(last)

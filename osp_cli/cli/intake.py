@@ -7,6 +7,7 @@ all of it ends in requests, or in the errors that stand in for those of a batch.
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import sys
@@ -47,6 +48,7 @@ class Call:
         recipe_file, batch_file, pick: `--from`, `--from-file` and `--pick`.
         stored: variables and configuration files.
         notices: sentences about the inputs.
+        called: what the output's `{name}` is made of, where that is not the input's name.
     """
 
     command: str = "generate"
@@ -62,6 +64,7 @@ class Call:
     stored: Sequence[Layer]
     image_data: bytes | None = None
     notices: tuple[str, ...] = ()
+    called: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +124,36 @@ def _gather_inputs(call: Call) -> Asked:
         )
     settled: list[Settled] = []
     taken: dict[Path, str] = {}
+    called = _told_apart(call.inputs)
     for name in call.inputs:
-        settled.append(_settle_one(replace(call, image=name)))
+        settled.append(_settle_one(replace(call, image=name, called=called.get(name))))
         seeds = settled[0].settings["seed"].value
         call = replace(call, flags={**call.flags, "seed": seeds, "count": None})
-        for path in _files_of(settled[-1]):
+        for path, output in _files_of(settled[-1]):
             if path in taken:
                 raise InvalidRequestError(
-                    f"{taken[path]} and {name} would both become {path}",
-                    hint="put {name} into --output, or rename one of them",
+                    f"{taken[path]} and {name} would both become {output}",
+                    hint="put {name} into --output, or give them one by one",
                 )
             taken[path] = name
     return _asked(settled, call.notices)
 
 
-def _files_of(settled: Settled) -> list[Path]:
+def _told_apart(inputs: Sequence[str]) -> dict[str, Path]:
+    """What to call inputs of one folder that differ in their endings only, as phones name them."""
+    stems = [Path(name).with_suffix("") for name in inputs]
+    return {
+        name: stem.with_name(Path(name).name.replace(".", "-"))
+        for name, stem in zip(inputs, stems, strict=True)
+        if stems.count(stem) > 1
+    }
+
+
+def _files_of(settled: Settled) -> list[tuple[Path, Path]]:
+    """What may be written only once, and the file that it stands for."""
     if settled.sheet is not None:
-        return [settled.sheet.output]
-    return [latents_path(request.output) for request in settled.requests]
+        return [(settled.sheet.output, settled.sheet.output)]
+    return [(latents_path(request.output), request.output) for request in settled.requests]
 
 
 def _prompt_alone(call: Call) -> Call:
@@ -168,7 +183,7 @@ def _resumed(call: Call) -> Call:
 
     settled = _settle_one(call)
     if settled.sheet is not None:
-        return call
+        return _resumed_sheet(call, settled, settled.sheet)
     [request, *more] = settled.requests
     if more or settled.settings["seed"].origin != "random" or request.output == STDOUT:
         return call
@@ -182,6 +197,36 @@ def _resumed(call: Call) -> Call:
             there = latents_path(_settle_one(found).request.output) == path
             if there and same_picture(recipe, request):
                 return found
+    return call
+
+
+def _resumed_sheet(call: Call, settled: Settled, sheet: Sheet) -> Call:
+    """The call with the seed of an unfinished sheet of the same command, if there is one."""
+    from osp_cli.media.recipes import read_recipe
+    from osp_cli.runtime.replay import made_by
+
+    seeds = settled.settings["seed"]
+    if seeds.origin != "random" or len(seeds.value) > 1:
+        return call
+    folder = sheet.output.with_suffix("")
+    # By default its name ends in the seed.
+    pattern = glob.escape(folder.name).replace(str(seeds.value[0]), "*")
+    for place in sorted(folder.parent.glob(pattern)):
+        left = [*place.glob("*.json"), *place.glob(f"*{LATENTS_SUFFIX}")] if place.is_dir() else []
+        for path in sorted(left)[:1]:
+            with contextlib.suppress(OspError, OSError):
+                recipe = read_recipe(path) or {}
+                seed = recipe.get("seed")
+                if not isinstance(seed, int):
+                    continue
+                found = replace(call, flags={**call.flags, "seed": Seeds([seed])})
+                wanted = _settle_one(found).sheet
+                if wanted is None or wanted.output.with_suffix("") != place:
+                    continue
+                if wanted.output.exists():
+                    continue
+                if any(made_by(recipe, request) for request in wanted.requests):
+                    return found
     return call
 
 
@@ -427,7 +472,7 @@ def _inputs_of(call: Call, job: Job, values: dict[str, Any]) -> tuple[str | None
 
 def _inputs(call: Call, image: str | None, *, is_video: bool = False) -> dict[str, Any]:
     """Picture or video arguments of a `Source`, and what it judges adapters with."""
-    others = {"misfit": _adapter_problem}
+    others = {"misfit": _adapter_problem, "called": call.called}
     if image is None:
         return {"image": None, **others}
     if is_video or (call.command == "stylize" and image != "-" and is_video_file(Path(image))):

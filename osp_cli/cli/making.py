@@ -137,7 +137,7 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
         sheet = sheet_path([request.output for request in requests])
         check_writable(sheet, overwrite=requests[0].overwrite)
     for page in asked.sheets:
-        _check_sheet(page)
+        _check_sheet(page, dry_run=dry_run)
     done = [item for item in asked.requests if asked.is_batch and _is_done(item)]
     checked = [
         item if isinstance(item, OspError) else _checked(item, dry_run=dry_run)
@@ -146,26 +146,37 @@ def _refuse_early(asked: Asked, *, dry_run: bool) -> Asked:
     ]
     errors = [item for item in checked if isinstance(item, OspError)]
     # A sheet of seeds is one picture: all of them or none.
+    skipped = tuple(f"{item.output} is there already, made by the same settings" for item in done)
+    if errors and done and len(errors) == len(checked):
+        for notice in skipped:
+            console.say(f"note: {notice}")
+        for error in errors:
+            console.say_error(error.message, error.hint)
+        raise BatchPartlyFailedError(f"{len(errors)} of {len(asked.items)} videos cannot be made")
     if errors and (len(errors) == len(checked) or asked.requests[0].preview == "contact"):
         if len({error.message for error in errors}) > 1:
             for error in errors:
                 console.say_error(error.message, error.hint)
             raise type(errors[0])(f"none of {len(checked)} videos can be made")
         raise errors[0]
-    skipped = tuple(f"{item.output} is there already, made by the same settings" for item in done)
     return replace(asked, items=checked, notices=(*asked.notices, *skipped))
 
 
-def _check_sheet(sheet: Sheet) -> None:
+def _check_sheet(sheet: Sheet, *, dry_run: bool) -> None:
     """Refuse a page that cannot be written, before its videos are made.
 
     Raises:
         InvalidRequestError: it is there already, or its folder is not.
     """
-    from osp_cli.media.files import check_writable
+    from osp_cli.media.files import check_writable, make_folder
     from osp_cli.media.sinks import check_output
     from osp_cli.sheets import STILL_SHEETS
 
+    folder = sheet.output.parent
+    if sheet.makes_folder and not folder.exists():
+        if dry_run:
+            return
+        make_folder(folder)
     if sheet.output.suffix.lower() in STILL_SHEETS:
         check_writable(sheet.output, overwrite=sheet.overwrite)
     else:
@@ -266,7 +277,11 @@ def _show_plans(asked: Asked, *, as_json: bool, quiet: bool) -> None:
         for sheet in asked.sheets:
             if item is sheet.requests[0]:
                 show_sheet(sheet)
-    if len(errors) == len(asked.items):
+    if not asked.items:
+        # All videos are there; what is left takes seconds.
+        for sheet in () if as_json else asked.sheets:
+            show_sheet(sheet)
+    elif len(errors) == len(asked.items):
         raise type(errors[0])(f"none of {len(errors)} videos can be made")
     if errors:
         raise BatchPartlyFailedError(f"{len(errors)} of {len(asked.items)} videos cannot be made")

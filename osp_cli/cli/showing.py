@@ -117,8 +117,9 @@ def steps_text(plan: Plan) -> str:
 
 def show_sheet(sheet: Sheet) -> None:
     """Write what comes together of plans like the one above it."""
-    what = f"{len(sheet.requests)} videos like this one"
-    console.write_line(f"{'sheet':<9} {sheet.output}, of {what}")
+    there = sum(request.output.exists() for request in sheet.requests)
+    told = f", {there} of them there already" if there else ""
+    console.write_line(f"{'sheet':<9} {sheet.output}, of {len(sheet.requests)} videos{told}")
 
 
 def way_text(plan: Plan) -> str:

@@ -18,6 +18,8 @@ from torch import Tensor
 
 # Share of what went before: a change in the look is there within seven frames.
 SHARE = 0.85
+# Where the look itself changes, nearly at once: what lags behind would never arrive.
+MORPHING_SHARE = 0.5
 # The first frames are gone through backwards once, so that the very first is as calm as the others.
 _RUN_UP = 8
 # Of the flow: levels of half the size each, the smallest side on the coarsest, steps on each.

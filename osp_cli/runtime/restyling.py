@@ -37,7 +37,7 @@ from osp_cli.media.sinks import open_sink
 from osp_cli.media.source_video import read_frames
 from osp_cli.models.latents import uint8_frames
 from osp_cli.pipelines.restyle import Renoising, Showing, Window
-from osp_cli.pipelines.steadying import SHARE, steadied
+from osp_cli.pipelines.steadying import MORPHING_SHARE, SHARE, steadied
 from osp_cli.requests import RestyleRequest
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import CONDITIONING, DECODING, SAMPLING, Models
@@ -317,9 +317,11 @@ class _Maker:
             return
         frames = read_frames(job.source, job.size, request.fps, num_frames=job.num_frames)
         source = (torch.from_numpy(frame).permute(2, 0, 1).float() / 255 for frame in frames)
-        screen = 0.0 if request.mix is None else request.mix.screen
+        mix = request.mix
+        screen = 0.0 if mix is None else mix.screen
+        share = MORPHING_SHARE if mix is not None and mix.is_morph else SHARE
         try:
-            yield from steadied(painted, source, SHARE * request.strength, screen)
+            yield from steadied(painted, source, share * request.strength, screen)
         finally:
             # Ends the program that reads the file.
             frames.close()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from osp_cli import __version__
+from osp_cli.dials import Seeds
 from osp_cli.errors import OspError
 from osp_cli.events import Event, Notice, Saved, StageFinished, StageStarted
 from osp_cli.media.grid import grid_frames, table_frames
@@ -18,11 +19,13 @@ from osp_cli.media.kinds import is_video_file
 from osp_cli.media.sheet import contact_sheet, labelled_grid, save_sheet
 from osp_cli.media.sinks import open_sink
 from osp_cli.media.source_video import probe_source, read_frames
-from osp_cli.requests import Sheet
+from osp_cli.requests import RestyleRequest, Sheet
 from osp_cli.sheets import STILL_SHEETS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from osp_cli.media.sound import AudioTrack
 
 # Of a clip, for a page that does not move: motion is under way by then, the picture still known.
 _STILL_MOMENT = 0.5
@@ -43,7 +46,9 @@ def with_sheets(
 
     def whole() -> Iterator[Sheet]:
         for sheet in tuple(left):
-            if not any(request.output in missing for request in sheet.requests):
+            outputs = {request.output for request in sheet.requests}
+            # One that cannot be made is not waited for, and never there.
+            if not outputs & missing and all(output.exists() for output in outputs):
                 left.remove(sheet)
                 yield sheet
 
@@ -80,8 +85,10 @@ def compose(sheet: Sheet) -> Iterator[Event]:
             recipe=_recipe(sheet),
             overwrite=sheet.overwrite,
             metadata=request.metadata,
+            audio=_sound(sheet),
         )
         saved = sink.write(_moving_page(sheet))
+        yield from map(Notice, sink.notices)
     yield StageFinished("sheet", time.perf_counter() - started)
     yield saved
 
@@ -92,9 +99,10 @@ def _what_is_there(sheet: Sheet) -> str:
     if not there:
         return ""
     folder = sheet.requests[0].output.parent
+    seeds = Seeds(dict.fromkeys(request.seed for request in sheet.requests))
     return (
         f"no {sheet.output} yet: {there} of its {len(sheet.requests)} videos are in {folder}, "
-        "the same command with the same --seed makes the others"
+        f"the same command with --seed {seeds} makes the others"
     )
 
 
@@ -118,6 +126,15 @@ def _still_page(sheet: Sheet) -> Any:
     shown = {**source, **dict(zip(sheet.columns, pictures, strict=True))}
     columns = min(5, len(shown))
     return labelled_grid(shown, num_columns=columns, title=sheet.title, cell_width=320)
+
+
+def _sound(sheet: Sheet) -> AudioTrack | None:
+    """Of the video that all are made of, as long as they are."""
+    request = sheet.requests[0]
+    if not isinstance(request, RestyleRequest):
+        return None
+    clip = probe_source(request.output)
+    return probe_source(request.video).sound(clip.num_frames_at(request.fps) / request.fps)
 
 
 def _rows(sheet: Sheet, cells: Sequence[Any]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osp_cli.dials import StepCacheChoice
-from osp_cli.errors import WontFitError
+from osp_cli.cli.intake import Asked, Call, gather
+from osp_cli.dials import Seeds, StepCacheChoice
+from osp_cli.errors import InterruptedRunError, WontFitError
 from osp_cli.events import Done, Event, Saved
+from osp_cli.media.image import load_image
 from osp_cli.media.recipes import read_recipe
 from osp_cli.media.video import probe_video, read_video, write_video
 from osp_cli.registry import style_presets
@@ -124,7 +127,7 @@ def test_a_name_that_is_none_is_missed_and_the_others_are_made(osp, picture, req
         (("empty",), "empty holds no pictures or videos"),
         (("-", "cat.png"), "- reads one picture from stdin and stands alone"),
         (("cat.png", "other/cat.png"), "would both become"),
-        (("cat.png", "--strength", "0.5"), "--strength says how far a video is re-noised"),
+        (("cat.png", "--strength", "0.5"), "--strength is for videos, and cat.png is none"),
         (("cat.png", "--style", "inc"), "unknown style 'inc'"),
         (("cat.png", "--style", "ink,"), "--style lacks a name before or after a comma"),
         (("cat.png", "--style", "ink,INK"), "--style names ink twice"),
@@ -261,3 +264,96 @@ def test_a_recipe_is_made_again_by_whichever_command(osp, picture, requests):
         assert osp(command, "--from", "old.json", "-o", f"{command}.mp4").code == 0
     assert [request.command for request in requests] == ["stylize", "stylize"]
     assert requests[0].recipe() == requests[1].recipe()
+
+
+def test_an_interrupted_sheet_without_a_seed_is_taken_up_again(osp, picture, play):
+    def stops_at_oil(request: GenerateRequest) -> Iterator[Event]:
+        if request.style == "oil":
+            raise InterruptedRunError("interrupted")
+        yield from with_recipe(request)
+
+    play(stops_at_oil)
+    for output in ((), ("-o", "mine.mp4")):
+        outcome = osp("stylize", "cat.png", "-s", "ink,oil", *output)
+        assert outcome.code == 130
+        told = re.search(r"the same command with --seed (\d+) makes the others", outcome.err)
+        assert told
+    again = play(with_recipe)
+    for output in ((), ("-o", "mine.mp4")):
+        outcome = osp("stylize", "cat.png", "-s", "ink,oil", *output)
+        assert outcome.code == 0, outcome.err
+        # What was there is not made again.
+        assert [request.style for request in again] == ["oil"]
+        again.clear()
+    # What is whole is no beginning.
+    assert osp("stylize", "cat.png", "-s", "ink,oil").code == 0
+    assert len(again) == 2
+
+
+def with_recipe(request: GenerateRequest) -> Iterator[Event]:
+    """As `filmed`, with the recipe in the video."""
+    digest = load_image(request.image).sha256
+    recipe = {**request.recipe(), "width": 48, "height": 32, "dtype": "float32"}
+    request.output.parent.mkdir(exist_ok=True)
+    write_video(GREY, request.output, comment=json.dumps({**recipe, "image_sha256": digest}))
+    Path(f"{request.output}.json").write_text(json.dumps(recipe))
+    yield Saved(request.output, request.output.stat().st_size)
+    yield Done(1.0, {})
+
+
+def test_a_plan_of_nothing_but_the_sheet(osp, picture, play):
+    play(with_recipe)
+    assert osp("stylize", "cat.png", "-s", "ink,oil", "--seed", "1").code == 0
+    Path("cat-ink-vs-oil-1.mp4").unlink()
+    Path("cat-ink-vs-oil-1.mp4.json").unlink()
+    outcome = osp("stylize", "cat.png", "-s", "ink,oil", "--seed", "1", "--dry-run")
+    assert outcome.code == 0
+    assert outcome.out == "sheet     cat-ink-vs-oil-1.mp4, of 2 videos, 2 of them there already\n"
+
+
+def asked(*inputs: str, prompt: str | None = None, **flags) -> Asked:
+    """What a command line asks for."""
+    return gather(
+        Call(
+            command="stylize",
+            image=inputs[0],
+            inputs=inputs,
+            prompt=prompt,
+            flags={"style": "ink", "seed": Seeds([1]), **flags},
+            overwrite=False,
+            recipe_file=None,
+            batch_file=None,
+            pick=None,
+            stored=[],
+        )
+    )
+
+
+def test_a_picture_and_a_video_of_one_name_are_told_apart(picture):
+    Path("cat.png").rename("IMG_1.PNG")
+    write_video(GREY, "IMG_1.MOV")
+    outputs = [str(request.output) for request in asked("IMG_1.MOV", "IMG_1.PNG").requests]
+    assert outputs == ["IMG_1-MOV-ink-1.mp4", "IMG_1-PNG-ink-1.mp4"]
+    assert [str(r.output) for r in asked("IMG_1.MOV").requests] == ["IMG_1-ink-1.mp4"]
+
+
+def test_words_without_quotes_are_told(osp, picture, requests):
+    outcome = osp("stylize", "cat.png", "zoom", "in", "-s", "ink")
+    assert outcome.code == 2
+    assert 'put quotes around a prompt: osp stylize cat.png "zoom in"' in outcome.err
+
+
+def test_what_says_nothing_to_a_model_that_paints_frame_by_frame(away):
+    write_video(GREY, "film.mp4")
+    told = asked("film.mp4", prompt="zoom", num_inference_steps=9).notices
+    assert told == (
+        "osp-mini paints each frame in one step, without regard to --steps",
+        "osp-mini takes the motion from the video: words of motion change nothing",
+    )
+    assert asked("film.mp4").notices == ()
+    assert asked("film.mp4", prompt="zoom", model="flashi2v-1.3b").notices == ()
+
+
+def test_a_folder_of_sheets_is_made(osp, picture, films):
+    assert osp("stylize", "cat.png", "-s", "ink,oil", "--seed", "1", "-o", "new/").code == 0
+    assert Path("new/cat-ink-vs-oil-1.mp4").exists()
