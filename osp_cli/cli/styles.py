@@ -140,10 +140,12 @@ def _show_list(presets: Sequence[StylePreset]) -> None:
         rows: list[tuple[str, ...]] = [(p.name, _description(p)) for p in presets]
         console.write_table(("style", "looks like"), rows)
     if console.is_terminal(sys.stdout):
-        console.write_line(
-            "half of one: --style ghibli:0.5, a mixture: --style ink+watercolor, "
-            "from one to another: --style ghibli..ink"
-        )
+        from osp_cli.own_styles import styles_home
+
+        console.write_line("half of one: --style ghibli:0.5")
+        console.write_line("a mixture: --style ink+watercolor")
+        console.write_line("from one to another: --style ghibli..ink")
+        console.write_line(f"your own: a file NAME.toml in {styles_home()}")
 
 
 def _description(preset: StylePreset) -> str:

@@ -96,6 +96,11 @@ def test_other_terminals_get_words(osp, terminal, monkeypatch, name, value):
     assert "watercolor" in out
 
 
+def test_a_terminal_is_told_where_own_styles_go(osp, terminal):
+    terminal()
+    assert osp("styles").out.rstrip().endswith(f"a file NAME.toml in {styles_home()}")
+
+
 def test_a_picture_that_is_damaged_is_left_out(osp, terminal, monkeypatch, tmp_path):
     terminal()
     broken = tmp_path / "broken.jpg"
