@@ -43,8 +43,8 @@ cache = "fbcache:0.2"
 def home(tmp_path, monkeypatch):
     """A home, and a folder to work in."""
     monkeypatch.setenv("OSP_HOME", str(tmp_path / "home"))
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "desk").mkdir()
+    monkeypatch.chdir(tmp_path / "desk")
     return tmp_path / "home"
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_changed_is_read_anew():
     assert only("./felt.toml").prompt_template.startswith("Wool")
 
 
-PATHS = ["./felt.toml", "../work/felt.toml", "sub/../felt.toml", "a+b/felt.toml", "felt.toml"]
+PATHS = ["./felt.toml", "../desk/felt.toml", "sub/../felt.toml", "a+b/felt.toml", "felt.toml"]
 
 
 @pytest.mark.parametrize("path", PATHS)

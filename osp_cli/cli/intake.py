@@ -203,7 +203,7 @@ def _resumed(call: Call) -> Call:
 def _resumed_sheet(call: Call, settled: Settled, sheet: Sheet) -> Call:
     """The call with the seed of an unfinished sheet of the same command, if there is one."""
     from osp_cli.media.recipes import read_recipe
-    from osp_cli.runtime.replay import made_by
+    from osp_cli.runtime.replay import made_by, same_source
 
     seeds = settled.settings["seed"]
     if seeds.origin != "random" or len(seeds.value) > 1:
@@ -225,7 +225,11 @@ def _resumed_sheet(call: Call, settled: Settled, sheet: Sheet) -> Call:
                     continue
                 if wanted.output.exists():
                     continue
-                if any(made_by(recipe, request) for request in wanted.requests):
+                # Of this very picture, or video: another of its name makes another sheet.
+                if any(
+                    made_by(recipe, request) and same_source(recipe, request)
+                    for request in wanted.requests
+                ):
                     return found
     return call
 

@@ -33,9 +33,6 @@ from osp_cli.runtime.stages import decode, sample
 from osp_cli.runtime.stillness import CacheWatch, stillness_notice
 from osp_cli.stopping import StopSignal
 
-# A preview is drawn about so many times while a clip is sampled.
-_NUM_PREVIEWS = 4
-
 
 def run(
     request: GenerateRequest, *, stop: StopSignal | None = None, models: Models | None = None

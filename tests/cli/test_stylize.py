@@ -290,12 +290,27 @@ def test_an_interrupted_sheet_without_a_seed_is_taken_up_again(osp, picture, pla
     assert len(again) == 2
 
 
+def test_a_sheet_of_another_picture_of_that_name_is_not_taken_up(osp, picture, play):
+    def stops_at_oil(request: GenerateRequest) -> Iterator[Event]:
+        if request.style == "oil":
+            raise InterruptedRunError("interrupted")
+        yield from with_recipe(request)
+
+    play(stops_at_oil)
+    assert osp("stylize", "cat.png", "-s", "ink,oil").code == 130
+    Image.new("RGB", (64, 48), "green").save("cat.png")
+    again = play(with_recipe)
+    assert osp("stylize", "cat.png", "-s", "ink,oil").code == 0
+    assert [request.style for request in again] == ["ink", "oil"]
+
+
 def with_recipe(request: GenerateRequest) -> Iterator[Event]:
     """As `filmed`, with the recipe in the video."""
     digest = load_image(request.image).sha256
-    recipe = {**request.recipe(), "width": 48, "height": 32, "dtype": "float32"}
+    settled = {"width": 48, "height": 32, "dtype": "float32", "image_sha256": digest}
+    recipe = {**request.recipe(), **settled}
     request.output.parent.mkdir(exist_ok=True)
-    write_video(GREY, request.output, comment=json.dumps({**recipe, "image_sha256": digest}))
+    write_video(GREY, request.output, comment=json.dumps(recipe))
     Path(f"{request.output}.json").write_text(json.dumps(recipe))
     yield Saved(request.output, request.output.stat().st_size)
     yield Done(1.0, {})
