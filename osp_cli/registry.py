@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from osp_cli.errors import InvalidRequestError, WeightsMissingError
+from osp_cli.realtime_card import RealtimeFigures, read_realtime
 
 VAE_CLASSES = ("AutoencoderKLWan", "AutoencoderLinear")
 CONDITIONERS = ("umt5", "qwen2.5-vl", "qwen2.5-vl-released")
@@ -137,6 +138,7 @@ class ModelSpec:
         restyle: how it makes one video of another: `renoise` samples the partly re-noised latents,
             under the conditions of the first frame; `frames` is shown every frame as a
             picture of its own.
+        realtime: how it continues videos chunk by chunk; None where it cannot.
     """
 
     name: str
@@ -171,6 +173,7 @@ class ModelSpec:
     magcache: CacheFigures | None = None
     whole_weights: str = ""
     restyle: str = "renoise"
+    realtime: RealtimeFigures | None = None
     pipeline: str = "flash-i2v"
     downloads: tuple[Download, ...] = ()
     architecture: Architecture | None = None
@@ -191,7 +194,15 @@ class ModelSpec:
         if self.pipeline == "none":
             return f"{self.name} makes no videos, it is a part that other models use"
         if self.pipeline == "helios":
-            return f"{self.name} makes endless streams, which this version cannot run yet"
+            return f"{self.name} makes endless streams, with osp extend"
+        return None
+
+    def stream_problem(self) -> str | None:
+        """Why no video can be continued with this card, as a sentence; None where one can."""
+        if self.pipeline == "none":
+            return f"{self.name} makes no videos, it is a part that other models use"
+        if self.realtime is None:
+            return f"{self.name} cannot continue a video: its card has no table [realtime]"
         return None
 
     def restyle_problem(self) -> str | None:
@@ -654,6 +665,7 @@ def _model_spec(path: Path) -> ModelSpec:
         whole_weights=card.text("whole_weights") if card.has("whole_weights") else "",
         restyle=card.text("restyle", RESTYLES) if card.has("restyle") else "renoise",
         magcache=_magcache_figures(card),
+        realtime=read_realtime(card.table("realtime")) if card.has("realtime") else None,
         pipeline=pipeline,
         downloads=_downloads(card),
         architecture=_architecture(card),

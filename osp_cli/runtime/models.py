@@ -164,4 +164,5 @@ def _as_loaded(spec: ModelSpec) -> ModelSpec:
         teacache=None,
         no_teacache="",
         magcache=None,
+        realtime=None,
     )
