@@ -21,7 +21,7 @@ from osp_cli.dials import DIALS, canonical_name, read_value
 from osp_cli.errors import InvalidRequestError
 from osp_cli.toml_files import line_of, read_toml
 
-COMMANDS = ("generate", "stylize")
+COMMANDS = ("generate", "stylize", "extend")
 LOCAL_CONFIG = Path("osp.toml")
 
 # Every dial's own, and those that are read elsewhere.

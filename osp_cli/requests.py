@@ -22,8 +22,10 @@ from osp_cli.own_styles import styles_to_recipe
 from osp_cli.registry import DTYPES, ModelSpec, find_model, model_specs
 from osp_cli.style_mix import StyleMix, WeightedPrompt, prompts_to_recipe, read_style
 
-COMMANDS = ("generate", "stylize")
+COMMANDS = ("generate", "stylize", "extend")
 SAMPLERS = ("euler", "unipc")
+# One for weights made for few steps, in osp extend.
+STREAM_SAMPLERS = (*SAMPLERS, "dmd")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 OFFLOADS = ("auto", "none", "model", "group", "sequential", "disk")
 QUANTS = ("auto", "none", "fp8", "int8", "nf4", "gguf")
@@ -278,9 +280,10 @@ class GenerateRequest:
                 )
         if not 0 <= self.seed <= MAX_SEED:
             raise InvalidRequestError(f"--seed must be 0 to {MAX_SEED}, got {self.seed}")
-        if self.sampler not in SAMPLERS:
+        known = STREAM_SAMPLERS if self.command == "extend" else SAMPLERS
+        if self.sampler not in known:
             raise InvalidRequestError(
-                f"unknown sampler {self.sampler!r}", hint=f"the samplers are: {', '.join(SAMPLERS)}"
+                f"unknown sampler {self.sampler!r}", hint=f"the samplers are: {', '.join(known)}"
             )
         if self.preview not in PREVIEWS:
             raise InvalidRequestError(

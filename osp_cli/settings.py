@@ -33,7 +33,6 @@ from osp_cli.loras import name_in_recipe
 from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, latents_path, names_folder
 from osp_cli.registry import ModelSpec, find_model, model_specs
 from osp_cli.requests import (
-    COMMANDS,
     GenerateRequest,
     RestyleRequest,
     Sheet,
@@ -67,7 +66,8 @@ STYLIZE_DEFAULTS: Mapping[str, int | float | str] = {
 }
 # The paper's size, and others of its area for pictures of other shapes.
 STYLIZE_SIZES = ((672, 384), (576, 448), (512, 512), (448, 576), (384, 672))
-_PAPER = {"generate": PAPER_DEFAULTS, "stylize": STYLIZE_DEFAULTS}
+_OF_CLIPS = ("generate", "stylize")
+_PAPER = {"generate": PAPER_DEFAULTS, "stylize": STYLIZE_DEFAULTS, "extend": PAPER_DEFAULTS}
 PROGRAM_DEFAULTS: Mapping[str, Any] = {
     "model": DEFAULT_MODEL,
     "style": None,
@@ -337,8 +337,13 @@ def recipe_layer(recipe: Mapping[str, Any], called: str) -> Layer:
             f"{called} is a sheet of several videos, one of them can be made again",
             hint=f"they are in the folder {recipe.get('folder')!r} beside it",
         )
-    if recipe.get("command") not in COMMANDS:
-        raise InvalidRequestError(f"{called} was not made by osp {' or '.join(COMMANDS)}")
+    if recipe.get("command") == "extend":
+        raise InvalidRequestError(
+            f"{called} was made by osp extend, which goes on from it",
+            hint=f"osp extend {called}",
+        )
+    if recipe.get("command") not in _OF_CLIPS:
+        raise InvalidRequestError(f"{called} was not made by osp {' or '.join(_OF_CLIPS)}")
     values: dict[str, Any] = {}
     try:
         for field, kind in _RECIPE_KINDS.items():

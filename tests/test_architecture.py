@@ -36,6 +36,8 @@ FLOORS = [
         "screenplay",
         "direction",
         "extend_request",
+        "extend_settings",
+        "last_output",
         "errors",
         "host",
         "dials",

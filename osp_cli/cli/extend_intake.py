@@ -1,0 +1,376 @@
+"""What `osp extend` is asked for, gathered from wherever it is written."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from osp_cli.cli.extend_values import StageList, read_text
+from osp_cli.config import Layer
+from osp_cli.dials import Seeds, Size
+from osp_cli.errors import InvalidRequestError
+from osp_cli.extend_request import (
+    SCREENPLAY_SUFFIX,
+    STATE_SUFFIX,
+    STREAM_EXTENSIONS,
+    state_path,
+)
+from osp_cli.extend_settings import Continuation, SettledExtend, dials_of, settle_extend
+from osp_cli.outputs import STDOUT
+from osp_cli.registry import model_specs
+from osp_cli.requests import STDIN
+
+PLAIN_SINKS = ("file", "stdout", "mpv", "http")
+_MAX_STDIN_BYTES = 512 * 2**20
+# What `--resume` may be told anew: all else is the stream's own.
+_OF_A_RESUME = frozenset(
+    {"num_frames", "seconds", "output", "device", "offload", "max_vram", "max_ram", "metadata"}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendCall:
+    """The command line; `flags` are dials by field name, None where not given."""
+
+    source: str | None
+    prompt: str | None
+    text: str | None = None
+    flags: Mapping[str, Any]
+    overwrite: bool = False
+    realtime: bool = False
+    screenplay: str | None = None
+    sinks: tuple[str, ...] = ()
+    stdout_format: str | None = None
+    port: int | None = None
+    context: int | None = None
+    latent_frames: int | None = None
+    stages: StageList | None = None
+    anchor_color: float | None = None
+    from_recipe: str | None = None
+    resume: str | None = None
+    listens: bool = True
+    stored: Sequence[Layer] = ()
+
+
+def gather_extend(call: ExtendCall) -> SettledExtend:
+    """Everything that `call` asks for.
+
+    Raises:
+        InvalidRequestError: it makes no sense, or something it names cannot be read.
+    """
+    if call.resume is not None:
+        return _resumed(call)
+    call = _with_source(call)
+    stdin = [what for what, used in _stdin_uses(call) if used]
+    if len(stdin) > 1:
+        raise InvalidRequestError(f"stdin is {stdin[0]} and {stdin[1]}: - can be one of them")
+    call = _with_prompt(call)
+    wanted, more, notices = _continuation(call, listens=call.listens and not stdin)
+    flags = dict(call.flags)
+    if call.stages is not None and call.stages.size is not None:
+        if flags.get("size") is not None:
+            raise InvalidRequestError(
+                "--size and --stages name a size each", hint="the last of --stages is the size"
+            )
+        flags["size"] = Size(*call.stages.size)
+    settled = settle_extend(wanted, layers=[*more, *call.stored], prompt=call.prompt, **flags)
+    return replace(settled, notices=(*settled.notices, *notices, *_notices(settled)))
+
+
+def print_extend_settings(call: ExtendCall, *, as_json: bool) -> None:
+    """Show the settings; with something to continue, of a request that could run."""
+    from osp_cli.cli.showing import show_settings
+    from osp_cli.requests import prompts_of
+    from osp_cli.settings import flag_names
+
+    if call.source is None and call.text is None and call.resume is None:
+        layers = [Layer("flag", {**call.flags, "prompt": call.prompt}), *call.stored]
+        dials, _ = dials_of(layers, realtime=call.realtime)
+        prompts = prompts_of(dials["style"].value, dials["model"].value, dials["prompt"].value)
+        show_settings(flag_names(dials), as_json=as_json, prompts=prompts)
+        return
+    settled = gather_extend(call)
+    show_settings(settled.settings, as_json=as_json, prompts=settled.request.prompts)
+
+
+def _stdin_uses(call: ExtendCall) -> list[tuple[str, bool]]:
+    return [
+        ("the picture", call.source == "-"),
+        ("the prompt", call.prompt == "-"),
+        ("the screenplay", call.screenplay == "-"),
+    ]
+
+
+def _with_source(call: ExtendCall) -> ExtendCall:
+    """The call with what it goes on from: INPUT, `--from`, or the last output."""
+    given = [name for name in (call.source, call.from_recipe, call.text) if name is not None]
+    if len(given) > 1:
+        raise InvalidRequestError(
+            "one stream begins with one thing, several were given",
+            hint="INPUT, --from and --text exclude each other",
+        )
+    if call.from_recipe is not None:
+        return replace(call, source=call.from_recipe)
+    if given:
+        return call
+    from osp_cli.last_output import last_output
+
+    last = last_output()
+    if last is None or last.suffix.lower() in (".json", ".txt"):
+        raise InvalidRequestError(
+            "there is nothing to go on from: no video was made here yet",
+            hint='osp extend photo.jpg "the camera pans left" --realtime',
+        )
+    return replace(call, source=str(last))
+
+
+def _with_prompt(call: ExtendCall) -> ExtendCall:
+    if call.prompt != "-":
+        return call
+    return replace(call, prompt=sys.stdin.read().strip())
+
+
+def _continuation(
+    call: ExtendCall, *, listens: bool
+) -> tuple[Continuation, list[Layer], list[str]]:
+    """What goes on, the settings that it brings along, and what to tell of them."""
+    cues, screenplay = _screenplay(call)
+    sinks = _sinks(call)
+    common: dict[str, Any] = {
+        "overwrite": call.overwrite,
+        "realtime": call.realtime,
+        "cues": cues,
+        "screenplay": screenplay,
+        "sinks": sinks,
+        "stdout_format": call.stdout_format or "mkv",
+        "port": call.port or 0,
+        "context": call.context,
+        "latent_frames": call.latent_frames,
+        "stages": None if call.stages is None else call.stages.count,
+        "anchor_color": call.anchor_color or 0.0,
+        "listens": listens,
+    }
+    if call.text is not None:
+        return Continuation(text=call.text, **common), [], []
+    assert call.source is not None
+    if call.source == "-":
+        return Continuation(image=STDIN, image_data=_stdin_bytes(), **common), [], []
+    return _of_file(Path(call.source), common)
+
+
+def _of_file(path: Path, common: dict[str, Any]) -> tuple[Continuation, list[Layer], list[str]]:
+    from osp_cli.media.kinds import is_video_file
+
+    if path.name.endswith(STATE_SUFFIX):
+        path = _video_of(path)
+    elif path.suffix.lower() == ".json" and path.with_suffix("").is_file():
+        path = path.with_suffix("")
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InvalidRequestError(
+            f"{path} {what}", hint="give a video or a picture; a prompt alone needs quotes"
+        )
+    if not is_video_file(path):
+        return Continuation(image=path, **common), [], []
+    recipe = _recipe_of(path)
+    state = state_path(path)
+    latents = state if state.is_file() and recipe is not None else None
+    wanted = Continuation(video=path, latents=latents, **common)
+    if recipe is None:
+        return wanted, [], []
+    layer = Layer(f"recipe of {path.name}", _brought_along(recipe))
+    said = f"the prompt of {path.name}: {recipe['prompt']!r}" if recipe.get("prompt") else ""
+    return wanted, [layer], [said] if said and "prompt" in layer.values else []
+
+
+def _recipe_of(path: Path) -> Mapping[str, Any] | None:
+    from osp_cli.media.recipes import read_recipe
+
+    return read_recipe(path)
+
+
+def _brought_along(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a video that osp made is continued with where nothing is said."""
+    values: dict[str, Any] = {}
+    model = recipe.get("model")
+    spec = model_specs().get(model) if isinstance(model, str) else None
+    if spec is not None and spec.stream_problem() is None:
+        values["model"] = model
+        values["fps"] = recipe.get("fps") if isinstance(recipe.get("fps"), int) else None
+    for name in ("prompt", "negative_prompt"):
+        if isinstance(recipe.get(name), str) and recipe[name]:
+            values[name] = recipe[name]
+    return values
+
+
+def _screenplay(call: ExtendCall) -> tuple[tuple[Any, ...], str]:
+    if call.screenplay is None:
+        return (), ""
+    from osp_cli.screenplay import parse_screenplay
+
+    if call.screenplay == "-":
+        return parse_screenplay(sys.stdin.read(), "the screenplay on stdin"), "stdin"
+    path = Path(call.screenplay)
+    return parse_screenplay(read_text(path, "the screenplay"), path.name), path.name
+
+
+def _sinks(call: ExtendCall) -> tuple[str, ...]:
+    """Where pictures go; `-o -` is a sink too.
+
+    Raises:
+        InvalidRequestError: nobody knows such a place.
+    """
+    from osp_cli.registry import nearest
+
+    sinks = list(call.sinks)
+    to_stdout = call.flags.get("output") == str(STDOUT)
+    if to_stdout:
+        sinks = [*(name for name in sinks if name != "file"), "stdout"]
+    for name in sinks:
+        if name in PLAIN_SINKS or re.match(r"(udp|rtmps?|srt)://", name):
+            continue
+        if name.endswith(".m3u8"):
+            continue
+        close = nearest(name, PLAIN_SINKS)
+        raise InvalidRequestError(
+            f"unknown --sink {name!r}",
+            hint=(f"did you mean {close[0]}? " if close else "")
+            + "file, stdout, mpv, http, FILE.m3u8 or an address: udp://, srt://, rtmp://",
+        )
+    if call.flags.get("output") is not None and not to_stdout and "file" not in sinks:
+        sinks.insert(0, "file")
+    return tuple(dict.fromkeys(sinks)) or ("file",)
+
+
+def _notices(settled: SettledExtend) -> list[str]:
+    request = settled.request
+    told = []
+    if request.realtime and not request.figures.trained:
+        told.append(
+            f"{request.model} was not trained for few steps, a live stream of it looks rough; "
+            "without --realtime it takes its own"
+        )
+    if request.negative_prompt and request.guidance_scale <= 1 and (
+        settled.settings["negative-prompt"].origin == "flag"
+    ):  # fmt: skip
+        told.append("--negative-prompt has no effect without guidance (--cfg above 1)")
+    return told
+
+
+def _resumed(call: ExtendCall) -> SettledExtend:
+    """The request of a stream that is taken up again: its recipe, and what may be said anew."""
+    assert call.resume is not None
+    late = [name for name, value in call.flags.items() if value is not None]
+    wrong = [name for name in late if name not in _OF_A_RESUME]
+    if call.source or call.prompt or call.text or call.screenplay or wrong:
+        raise InvalidRequestError(
+            "--resume goes on exactly as before, other settings make another stream",
+            hint="leave them out, or go on with them: osp extend VIDEO PROMPT",
+        )
+    state = _state_of(Path(call.resume))
+    recipe = _recipe_of(state)
+    if recipe is None or recipe.get("command") != "extend":
+        raise InvalidRequestError(
+            f"{state} is no state of osp extend", hint=f"a state ends in {STATE_SUFFIX}"
+        )
+    request = _request_of(recipe, call, state)
+    return request
+
+
+def _request_of(recipe: Mapping[str, Any], call: ExtendCall, state: Path) -> SettledExtend:
+    from osp_cli.screenplay import parse_screenplay
+
+    try:
+        values = {
+            name: recipe[name]
+            for name in (
+                *("model", "prompt", "negative_prompt", "fps", "num_inference_steps"),
+                *("guidance_scale", "shift", "sampler", "cache_start", "dtype", "quant"),
+                *("compile", "attention"),
+            )
+        }
+        values["style"] = recipe["style"] or "none"
+        values["size"] = Size(int(recipe["width"]), int(recipe["height"]))
+        values["seed"] = Seeds([int(recipe["seed"])])
+        values["cutoff"] = None if recipe["cutoff"] is None else tuple(recipe["cutoff"])
+        values["cache"] = str(recipe["cache"])
+        values["num_frames"] = recipe["new_frames"]
+        cues = parse_screenplay(recipe["screenplay"]) if recipe.get("screenplay") else ()
+        wanted = Continuation(
+            text=None,
+            latents=state,
+            resume=state,
+            overwrite=True,
+            realtime=bool(recipe["realtime"]),
+            cues=cues,
+            sinks=_sinks(call),
+            stdout_format=call.stdout_format or "mkv",
+            port=call.port or 0,
+            context=int(recipe["context"]),
+            latent_frames=int(recipe["latent_frames"]),
+            stages=len(recipe["stage_steps"]),
+            anchor_color=float(recipe["anchor_color"]),
+            listens=call.listens,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequestError(f"the recipe in {state} is damaged: {error}") from None
+    flags = dict(call.flags)
+    if flags.get("output") is None:
+        flags["output"] = str(_output_of(state))
+    if recipe["new_frames"] is None and flags.get("seconds") is None is flags.get("num_frames"):
+        flags["seconds"] = float("inf")
+    layer = Layer(f"state {state.name}", {k: v for k, v in values.items() if v is not None})
+    return settle_extend(wanted, layers=[layer], **flags)
+
+
+def _state_of(path: Path) -> Path:
+    """The state file that is meant by itself, or by its video."""
+    if not path.name.endswith(STATE_SUFFIX):
+        stem = path.with_suffix("")
+        path = state_path(stem.with_name(stem.name.removesuffix(".recording") + ".mp4"))
+    if not path.is_file():
+        raise InvalidRequestError(
+            f"{path} does not exist", hint=f"--resume takes the {STATE_SUFFIX} beside a video"
+        )
+    return path
+
+
+def _output_of(state: Path) -> Path:
+    stem = state.name.removesuffix(STATE_SUFFIX)
+    for suffix in STREAM_EXTENSIONS:
+        for name in (f"{stem}{suffix}", f"{stem}.recording{suffix}"):
+            if state.with_name(name).exists():
+                return state.with_name(stem + suffix)
+    return state.with_name(stem + STREAM_EXTENSIONS[0])
+
+
+def _video_of(state: Path) -> Path:
+    stem = state.name.removesuffix(STATE_SUFFIX)
+    for suffix in STREAM_EXTENSIONS:
+        if (video := state.with_name(stem + suffix)).is_file():
+            return video
+    raise InvalidRequestError(
+        f"the video of {state} is not beside it",
+        hint=f"osp extend --resume {state} goes on with what comes next",
+    )
+
+
+def _stdin_bytes() -> bytes:
+    data = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1)
+    if len(data) > _MAX_STDIN_BYTES:
+        raise InvalidRequestError("the picture on stdin is larger than 512 MiB")
+    if not data:
+        raise InvalidRequestError("stdin is empty", hint="pipe a picture in, or name a file")
+    return data
+
+
+__all__ = [
+    "SCREENPLAY_SUFFIX",
+    "ExtendCall",
+    "gather_extend",
+    "print_extend_settings",
+]
