@@ -123,17 +123,25 @@ def _text_rows(text: str, called: str) -> _Rows:
         if not line or line.startswith("#"):
             continue
         place = f"{called}, line {number}"
-        flags = _FIRST_FLAG.search(line)
-        prompt = line if flags is None else line[: flags.start()]
-        rest = "" if flags is None else line[flags.end() :]
+        prompt, rest = split_flags(line)
         try:
-            yield place, {**({"prompt": prompt} if prompt else {}), **_flags(rest, place)}
+            yield place, {**({"prompt": prompt} if prompt else {}), **read_flags(rest, place)}
         except InvalidRequestError as error:
             yield place, error
 
 
-def _flags(text: str, place: str) -> dict[str, object]:
-    """The values of ` --style ink --seed=4`."""
+def split_flags(line: str) -> tuple[str, str]:
+    """What a line says, and the flags behind it as one text."""
+    flags = _FIRST_FLAG.search(line)
+    return (line, "") if flags is None else (line[: flags.start()], line[flags.end() :])
+
+
+def read_flags(text: str, place: str) -> dict[str, object]:
+    """The values of `--style ink --seed=4` by the names of the flags, as they are written.
+
+    Raises:
+        InvalidRequestError: an unknown flag, or one without a value; the message names `place`.
+    """
     # Quotes group words; a backslash is a letter, as in the paths of Windows.
     lexer = shlex.shlex(text, posix=True, punctuation_chars=False)
     lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""

@@ -51,6 +51,8 @@ FLOORS = [
         "own_styles",
         "toml_files",
         "loras",
+        "screenplay",
+        "direction",
     },
     {"__init__"},
 ]
