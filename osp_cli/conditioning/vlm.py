@@ -151,13 +151,27 @@ class QwenVLConditioner:
         mapped = mapped.masked_fill(~mask[..., None], 0)
         if image_latents is None or self.image_adapter is None:
             return mapped
-        tokens = image_tokens(
-            image_latents, patch=self.image_token_patch, positions=self.image_token_positions
-        )
-        image_mapped = self.image_adapter(tokens)
+        image_mapped = self.image_rows(image_latents)
         if keep_image_tokens is not None:
             image_mapped = image_mapped * keep_image_tokens[:, None, None].to(image_mapped.dtype)
         return torch.cat([mapped, image_mapped.to(mapped.dtype)], dim=1)
+
+    def image_rows(self, image_latents: Tensor) -> Tensor:
+        """The visual branch alone (Eq. 3-4), `(batch, image tokens, text_dim)`.
+
+        Args:
+            image_latents: as in `project`.
+
+        Raises:
+            ValueError: there is no image adapter.
+        """
+        if self.image_adapter is None:
+            raise ValueError("without an image adapter there are no image tokens")
+        tokens = image_tokens(
+            image_latents, patch=self.image_token_patch, positions=self.image_token_positions
+        )
+        rows: Tensor = self.image_adapter(tokens)
+        return rows
 
     def _num_image_tokens(self, grid_thw: Tensor) -> int:
         return int(grid_thw.prod()) // self.image_processor.merge_size**2
