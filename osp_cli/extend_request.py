@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 STREAM_EXTENSIONS = (".mp4", ".mkv")
 STATE_SUFFIX = ".state.safetensors"
 SCREENPLAY_SUFFIX = ".screenplay.txt"
-# Containers that stdout can carry.
-STDOUT_FORMATS = ("mkv", "y4m")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +34,8 @@ class ExtendRequest(GenerateRequest):
         new_frames: pictures to add; None for no end.
         cues: what changes when, of a screenplay.
         screenplay: the file that they were read from.
-        sinks: where the pictures go: `file`, `stdout`, `mpv`, `http` or an address.
-        stdout_format: `mkv` or `y4m`.
-        port: of `http`; 0 for any that is free.
+        sinks: where the pictures go: `file`, `stdout`, `stdout:y4m`, `mpv`, `http`, `http:PORT`,
+            an address or a playlist.
         context: latent frames before each chunk.
         latent_frames: of each chunk.
         stage_steps: sampler steps at each resolution.
@@ -57,8 +54,6 @@ class ExtendRequest(GenerateRequest):
     cues: tuple[Cue, ...] = ()
     screenplay: str = ""
     sinks: tuple[str, ...] = ("file",)
-    stdout_format: str = "mkv"
-    port: int = 0
     context: int = 3
     latent_frames: int = 9
     stage_steps: tuple[int, ...] = (4,)
@@ -174,13 +169,6 @@ class ExtendRequest(GenerateRequest):
                 f"--style {self.style} morphs over a clip, and a stream has no end",
                 hint="a screenplay changes styles: 0s: --style ghibli, then 10s: --style ink",
             )
-        if self.stdout_format not in STDOUT_FORMATS:
-            raise InvalidRequestError(
-                f"unknown --format {self.stdout_format!r}",
-                hint=f"stdout carries {' or '.join(STDOUT_FORMATS)}",
-            )
-        if not 0 <= self.port <= 65535:
-            raise InvalidRequestError(f"--port must be 0 to 65535, got {self.port}")
 
     def _settle_output(self) -> None:
         if self.output == Path(OUTPUT_TEMPLATE):

@@ -41,7 +41,7 @@ class Continuation:
         overwrite: an existing output may be replaced.
         realtime: `--realtime`.
         cues, screenplay: of a screenplay, and its file.
-        sinks, stdout_format, port: where pictures go.
+        sinks: where pictures go.
         context, latent_frames, stages: None for the card's.
         anchor_color: how far colours are held.
         resume: a state to take up.
@@ -58,8 +58,6 @@ class Continuation:
     cues: tuple[Cue, ...] = ()
     screenplay: str = ""
     sinks: tuple[str, ...] = ("file",)
-    stdout_format: str = "mkv"
-    port: int = 0
     context: int | None = None
     latent_frames: int | None = None
     stages: int | None = None
@@ -133,8 +131,6 @@ def settle_extend(
         cues=wanted.cues,
         screenplay=wanted.screenplay,
         sinks=wanted.sinks,
-        stdout_format=wanted.stdout_format,
-        port=wanted.port,
         context=_context(wanted, spec),
         latent_frames=_latent_frames(wanted, spec),
         stage_steps=split_steps(steps, usual),

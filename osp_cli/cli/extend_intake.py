@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from osp_cli.outputs import STDOUT
 from osp_cli.registry import model_specs
 from osp_cli.requests import STDIN
 
-PLAIN_SINKS = ("file", "stdout", "mpv", "http")
 _MAX_STDIN_BYTES = 512 * 2**20
 # What `--resume` may be told anew: all else is the stream's own.
 _OF_A_RESUME = frozenset(
@@ -44,8 +42,6 @@ class ExtendCall:
     realtime: bool = False
     screenplay: str | None = None
     sinks: tuple[str, ...] = ()
-    stdout_format: str | None = None
-    port: int | None = None
     context: int | None = None
     latent_frames: int | None = None
     stages: StageList | None = None
@@ -146,8 +142,6 @@ def _continuation(
         "cues": cues,
         "screenplay": screenplay,
         "sinks": sinks,
-        "stdout_format": call.stdout_format or "mkv",
-        "port": call.port or 0,
         "context": call.context,
         "latent_frames": call.latent_frames,
         "stages": None if call.stages is None else call.stages.count,
@@ -222,28 +216,21 @@ def _sinks(call: ExtendCall) -> tuple[str, ...]:
     """Where pictures go; `-o -` is a sink too.
 
     Raises:
-        InvalidRequestError: nobody knows such a place.
+        InvalidRequestError: nobody knows such a place, or it is named twice.
     """
-    from osp_cli.registry import nearest
+    from osp_cli.media.live.targets import parse_targets
 
+    output = call.flags.get("output")
     sinks = list(call.sinks)
-    to_stdout = call.flags.get("output") == str(STDOUT)
-    if to_stdout:
-        sinks = [*(name for name in sinks if name != "file"), "stdout"]
-    for name in sinks:
-        if name in PLAIN_SINKS or re.match(r"(udp|rtmps?|srt)://", name):
-            continue
-        if name.endswith(".m3u8"):
-            continue
-        close = nearest(name, PLAIN_SINKS)
-        raise InvalidRequestError(
-            f"unknown --sink {name!r}",
-            hint=(f"did you mean {close[0]}? " if close else "")
-            + "file, stdout, mpv, http, FILE.m3u8 or an address: udp://, srt://, rtmp://",
-        )
-    if call.flags.get("output") is not None and not to_stdout and "file" not in sinks:
+    if output == str(STDOUT):
+        sinks = [name for name in sinks if name != "file"]
+        if not any(name.startswith("stdout") for name in sinks):
+            sinks.append("stdout")
+    elif output is not None and "file" not in sinks:
         sinks.insert(0, "file")
-    return tuple(dict.fromkeys(sinks)) or ("file",)
+    sinks = sinks or ["file"]
+    parse_targets(sinks, STDOUT if output == str(STDOUT) else Path(output or "clip.mp4"))
+    return tuple(sinks)
 
 
 def _notices(settled: SettledExtend) -> list[str]:
@@ -308,8 +295,6 @@ def _request_of(recipe: Mapping[str, Any], call: ExtendCall, state: Path) -> Set
             realtime=bool(recipe["realtime"]),
             cues=cues,
             sinks=_sinks(call),
-            stdout_format=call.stdout_format or "mkv",
-            port=call.port or 0,
             context=int(recipe["context"]),
             latent_frames=int(recipe["latent_frames"]),
             stages=len(recipe["stage_steps"]),

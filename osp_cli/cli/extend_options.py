@@ -61,21 +61,8 @@ SinkOpt = Annotated[
     typer.Option(
         "--sink",
         metavar="WHERE",
-        help="file, stdout, mpv, http (a page here), or udp:, srt:, rtmp: address, FILE.m3u8; "
-        "repeat for several [file]",
-    ),
-]
-FormatOpt = Annotated[
-    str | None,
-    typer.Option("--format", metavar="NAME", help="What stdout carries: mkv or y4m [mkv]"),
-]
-PortOpt = Annotated[
-    int | None,
-    typer.Option(
-        "--port",
-        metavar="N",
-        parser=whole_number("--port"),
-        help="Of --sink http, on this machine only [any that is free]",
+        help="file, stdout or stdout:y4m, mpv, http or http:PORT (a page on this machine), udp://, "
+        "srt://, rtmp://, NAME.m3u8; repeat for several [file]",
     ),
 ]
 ScreenplayOpt = Annotated[

@@ -20,7 +20,9 @@ from osp_cli.pipelines.flash_i2v import (
     SamplingInputs,
     SamplingState,
 )
+from osp_cli.pipelines.realtime import RealtimePipeline
 from osp_cli.plan import Plan
+from osp_cli.realtime_card import RealtimeFigures
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.loading import PARTS, load_parts
 from osp_cli.runtime.loading_wan import make_pipeline
@@ -108,6 +110,22 @@ class Models:
         """A pipeline of the parts that are there; its stages need theirs."""
         assert self._spec is not None
         return make_pipeline(self._spec, self._parts)
+
+    def stream_pipeline(self, figures: RealtimeFigures) -> RealtimePipeline:
+        """A pipeline of the parts that are there, for videos that go on and on.
+
+        Args:
+            figures: of the card, with what the user changed of them.
+        """
+        assert self._spec is not None
+        return RealtimePipeline(
+            self._parts.get("transformer"),
+            self._parts["vae"],
+            self._parts.get("conditioner"),
+            figures,
+            self._spec.image_token_surround,
+            self._parts.get("scheduler"),
+        )
 
     def sampling(
         self,

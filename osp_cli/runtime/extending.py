@@ -1,0 +1,451 @@
+"""Runs `osp extend`: a stream of chunks, made, decoded and written at the same time.
+
+    Maker (a thread) -> latents -> Shower (a thread) -> pictures -> sinks, state, events (here)
+
+Each hand-over holds one chunk at most, so memory does not grow, and the slowest of the three sets
+the pace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import queue
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from osp_cli.direction import Direction, Scene
+from osp_cli.errors import InvalidRequestError, OspError, RuntimeFailureError, WontFitError
+from osp_cli.events import (
+    ChunkStreamed,
+    Done,
+    Event,
+    Loaded,
+    Notice,
+    Planned,
+    Preview,
+    StageFinished,
+    StageStarted,
+)
+from osp_cli.extend_request import ExtendRequest, screenplay_path
+from osp_cli.media.drift import DriftMeter
+from osp_cli.media.files import atomic_output, make_folder
+from osp_cli.media.live import LiveEvents, LiveSink, open_live, take_up
+from osp_cli.media.live.recording import recording_path
+from osp_cli.outputs import STDOUT
+from osp_cli.runtime.conveyor import Conveyor
+from osp_cli.runtime.extend_settling import Stream, settle_stream
+from osp_cli.runtime.memory_errors import is_out_of_memory
+from osp_cli.runtime.models import CONDITIONING, Models
+from osp_cli.runtime.stream_engine import (
+    Made,
+    Maker,
+    Parts,
+    Shower,
+    Shown,
+    continued_beginning,
+    saved_beginning,
+    tensors_of,
+    with_end,
+)
+from osp_cli.runtime.stream_source import beginning_of, source_frames
+from osp_cli.runtime.stream_state import SavedStream, save_stream, states_of
+from osp_cli.screenplay import format_screenplay
+from osp_cli.stopping import StopSignal
+from osp_cli.style_mix import NO_STYLE
+
+# Lines from elsewhere: given a function that takes one and answers, as a context.
+Listen = Callable[[Callable[[str], str]], AbstractContextManager[object]]
+
+
+def run_extend(
+    request: ExtendRequest, *, stop: StopSignal | None = None, listen: Listen | None = None
+) -> Iterator[Event]:
+    """Yields the events of one stream; closing the iterator stops it and frees the device.
+
+    Args:
+        request: what to make.
+        stop: the first signal finishes the chunk, the second ends at once.
+        listen: where lines that steer come from, besides the page of `--sink http`.
+
+    Raises:
+        OspError: as named by its class; what was recorded until then plays.
+    """
+    started = time.perf_counter()
+    stop = stop or StopSignal()
+    timings: dict[str, float] = {}
+    try:
+        for event in _run(request, stop, listen):
+            match event:
+                case Loaded(_, seconds):
+                    timings["load"] = timings.get("load", 0.0) + seconds
+                case StageFinished(name, seconds):
+                    timings[name] = seconds
+                case ChunkStreamed():
+                    for name, seconds in (
+                        ("generate", event.generate_seconds),
+                        ("decode", event.decode_seconds),
+                        ("write", event.encode_seconds),
+                    ):
+                        timings[name] = timings.get(name, 0.0) + seconds
+            yield event
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise WontFitError(
+            f"{request.model} ran out of memory",
+            hint="use a smaller --size, fewer --latent-frames or --context, or --quant fp8",
+        ) from error
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    yield Done(time.perf_counter() - started, timings, 0)
+
+
+def _run(request: ExtendRequest, stop: StopSignal, listen: Listen | None) -> Iterator[Event]:
+    stream, notices = settle_stream(request)
+    yield Planned(stream.clip.plan)
+    yield from map(Notice, notices)
+    stream, earlier = _taken_up(stream)
+    models = Models()
+    parts = Parts(models, stream)
+    yield from parts.load(CONDITIONING)
+    yield from _Run(stream, parts, stop, listen, earlier).events()
+
+
+def _taken_up(stream: Stream) -> tuple[Stream, tuple[Path, ...]]:
+    """The stream from the newest state whose pictures are all in the file, and its pieces.
+
+    Raises:
+        UnreadableMediaError, InvalidRequestError: there is no such state.
+    """
+    import dataclasses
+
+    request = stream.request
+    if request.makes_folder and request.is_file and not request.output.parent.exists():
+        make_folder(request.output.parent)
+    if request.resume is None or not request.is_file:
+        return stream, ()
+    problem: OspError | None = None
+    for saved in states_of(request.resume):
+        try:
+            pieces = take_up(request.output, saved.frames)
+        except InvalidRequestError as error:
+            problem = problem or error
+            continue
+        return dataclasses.replace(stream, saved=saved), pieces
+    assert problem is not None
+    raise problem
+
+
+class _Run:
+    """One stream on its way."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        parts: Parts,
+        stop: StopSignal,
+        listen: Listen | None,
+        earlier: tuple[Path, ...],
+    ) -> None:
+        self._stream, self._parts, self._stop = stream, parts, stop
+        self._listen, self._earlier = listen, earlier
+        self._request = stream.request
+        resumed = stream.saved if stream.is_resumed else None
+        self._direction = _direction(stream, resumed)
+        self._drift = DriftMeter.from_state(resumed.notes["drift"] if resumed else None)
+        self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._status: dict[str, Any] = {}
+        # Pictures of the whole stream, and those of them that are new.
+        self._frames = resumed.frames if resumed else 0
+        self._made = resumed.made if resumed else 0
+        self._chunk = int(resumed.notes["chunk"]) if resumed else 0
+        self._began = time.perf_counter()
+        self._last: NDArray[np.uint8] | None = None
+        self._sink: LiveSink | None = None
+        self._picture: Image.Image | None = None
+        self._saved: SavedStream | None = None
+
+    def events(self) -> Generator[Event, None, None]:
+        """Everything from the first picture to the file's final name."""
+        saved = self._stream.saved
+        yield StageStarted("condition")
+        started = time.perf_counter()
+        if saved is None:
+            beginning = beginning_of(self._stream, self._parts.vae)
+        elif self._stream.is_resumed:
+            beginning = saved_beginning(saved)
+        else:
+            beginning = continued_beginning(saved)
+        self._picture = beginning.picture
+        maker = Maker(self._stream, self._parts, self._direction, beginning, saved)
+        shower = Shower(self._stream, self._parts.vae, beginning.tail)
+        yield StageFinished("condition", time.perf_counter() - started)
+        with self._ending(), self._stop.patience():
+            self._sink = self._open()
+            yield from self._tell()
+            yield from self._lead_in(shower, beginning.first)
+            self._saved = self._before_all(maker, shower)
+            yield StageStarted("stream")
+            yield from self._chunks(maker, shower)
+            yield from self._close()
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Inside, the sink is open: whatever goes wrong, what it holds stays and is named."""
+        try:
+            yield
+        except BrokenPipeError:
+            self._abort()
+            raise
+        except OspError as error:
+            self._abort()
+            error.kept = tuple(dict.fromkeys((*error.kept, *self._kept())))
+            raise
+        except KeyboardInterrupt as error:
+            self._abort()
+            raise self._stop.error("stopped in the middle of a chunk", self._kept()) from error
+        except GeneratorExit:
+            self._abort()
+            raise
+        except Exception as error:
+            self._abort()
+            if is_out_of_memory(error):
+                raise
+            raise RuntimeFailureError(f"the stream broke off: {error}", kept=self._kept()) from error
+
+    def _open(self) -> LiveSink:
+        request, chunk = self._request, self._stream.chunk_frames
+        lead = self._num_leading()
+        return open_live(
+            request.sinks,
+            output=request.output,
+            width=self._stream.size[0],
+            height=self._stream.size[1],
+            fps=request.fps,
+            chunk_frames=chunk,
+            first_chunk_frames=(lead + chunk) if lead < chunk else lead,
+            recipe=self._stream.clip.recipe,
+            overwrite=request.overwrite,
+            metadata=request.metadata,
+            events=LiveEvents(status=self._now, steer=self._steered, notice=self._said.put),
+            first_frame=self._frames,
+            earlier=self._earlier,
+        )
+
+    def _num_leading(self) -> int:
+        """Pictures before the first chunk."""
+        if self._frames:
+            return 0
+        if self._stream.source is not None and self._shows_source:
+            return self._stream.source_frames
+        return int(self._picture is not None and self._stream.source is None)
+
+    @property
+    def _shows_source(self) -> bool:
+        """A file has the whole video; who watches live has seen it."""
+        return self._request.sinks == ("file",)
+
+    def _lead_in(self, shower: Shower, first: torch.Tensor | None) -> Iterator[Event]:
+        """The pictures that were there before: the video, or the picture itself."""
+        assert self._sink is not None
+        if self._frames:
+            return
+        if self._stream.source is not None:
+            if self._shows_source:
+                yield StageStarted("copy")
+                for frames in source_frames(self._stream, self._stream.chunk_frames):
+                    self._write(frames)
+                    if self._stop.requested:
+                        raise self._stop.error("stopped before the first chunk", self._kept())
+        elif first is not None:
+            self._write(shower.first_picture(first))
+            self._made += 1
+
+    def _chunks(self, maker: Maker, shower: Shower) -> Iterator[Event]:
+        sink = self._sink
+        assert sink is not None
+        # Two at once pay where a device works beside this processor.
+        ahead = 1 if self._stream.clip.plan.device == "cpu" else 2
+        listening = contextlib.nullcontext() if self._listen is None else self._listen(self._steer)
+        with listening, Conveyor(maker, shower, ahead=ahead) as conveyor:
+            self._began = time.perf_counter()
+            first = self._made
+
+            def idle() -> None:
+                if self._stop.requested:
+                    conveyor.finish()
+
+            while (shown := conveyor.take(idle)) is not None:
+                idle()
+                conveyor.advance()
+                yield from self._show(shown, conveyor, self._made - first)
+                yield from self._tell()
+
+    def _show(self, shown: Shown, conveyor: Conveyor[Made, Shown], made: int) -> Iterator[Event]:
+        """Write a chunk, keep its state, and tell of it."""
+        request, shot = self._request, shown.made.shot
+        frames = shown.frames
+        if request.new_frames is not None:
+            frames = frames[: max(0, request.new_frames - self._made)]
+        if not len(frames):
+            return
+        started = time.perf_counter()
+        self._write(frames)
+        written = time.perf_counter() - started
+        self._made += len(frames)
+        self._chunk += 1
+        drift = self._drift.measure(frames, anew=shot.restyled)
+        passed = time.perf_counter() - self._began
+        event = ChunkStreamed(
+            chunk=self._chunk,
+            num_frames=self._made,
+            fps=request.fps,
+            realtime_factor=(made + len(frames)) / request.fps / max(passed, 1e-9),
+            queued=conveyor.depths,
+            generate_seconds=shown.made.seconds,
+            decode_seconds=shown.seconds,
+            encode_seconds=written,
+            drift=drift.value,
+            drift_word=drift.word,
+            rebuffers=0 if self._sink is None else self._sink.rebuffers,
+            prompt=shot.scene.prompt,
+            prompt_number=shot.number,
+            num_prompts=shot.total,
+        )
+        self._status = event.as_json()
+        self._keep(shown, len(frames))
+        yield event
+        yield from self._snapshots()
+
+    def _write(self, frames: NDArray[np.uint8]) -> None:
+        assert self._sink is not None
+        self._sink.write(frames)
+        self._frames += len(frames)
+        self._last = frames[-1]
+
+    def _before_all(self, maker: Maker, shower: Shower) -> SavedStream:
+        """The state before the first chunk of this run."""
+        state, direction = maker.first
+        tensors = tensors_of(state, shower.tail, self._picture)
+        return self._as_saved(tensors, direction)
+
+    def _as_saved(
+        self, tensors: dict[str, torch.Tensor], direction: Mapping[str, Any]
+    ) -> SavedStream:
+        return SavedStream(
+            tensors=tensors,
+            frames=self._frames,
+            made=self._made,
+            notes={"direction": direction, "drift": self._drift.state(), "chunk": self._chunk},
+            recipe=self._stream.clip.recipe,
+        )
+
+    def _keep(self, shown: Shown, num_frames: int) -> None:
+        """The state after a chunk, of which so many pictures were shown, and the log."""
+        path = self._stream.state_path
+        if path is None:
+            return
+        made = shown.made
+        if num_frames == len(shown.frames):
+            tensors = tensors_of(made.state, shown.tail, self._picture, made.anchor)
+            self._saved = self._as_saved(tensors, made.direction)
+        elif self._saved is not None and "tail" in self._saved.tensors:
+            self._saved = with_end(self._saved, shown, num_frames, self._request.figures)
+        if self._saved is not None:
+            save_stream(path, self._saved)
+        cues = self._direction.log()
+        if len(cues) > 1:
+            log = screenplay_path(self._request.output)
+            with atomic_output(log, overwrite=True) as part:
+                part.write_text(format_screenplay(cues), encoding="utf-8")
+
+    def _snapshots(self) -> Iterator[Event]:
+        if not self._direction.take_snapshots() or self._last is None:
+            return
+        output = self._request.output
+        stem = "stream" if output == STDOUT else output.stem
+        folder = Path() if output == STDOUT else output.parent
+        path = folder / f"{stem}-{self._frames:06d}.png"
+        with atomic_output(path, overwrite=True) as part:
+            Image.fromarray(self._last).save(part, format="PNG")
+        yield Preview(path, self._chunk, 0)
+
+    def _close(self) -> Iterator[Event]:
+        """Give the file its name; an interrupted stream is told as that, with what it left."""
+        assert self._sink is not None
+        recipe = {**self._stream.clip.recipe}
+        cues = self._direction.log()
+        if len(cues) > 1:
+            recipe["screenplay"] = format_screenplay(cues)
+        recipe["frames"] = self._frames
+        yield StageStarted("encode")
+        started = time.perf_counter()
+        saved = self._sink.close(recipe)
+        yield StageFinished("encode", time.perf_counter() - started)
+        yield from self._tell()
+        if saved is not None:
+            yield saved
+        if self._stop.requested:
+            seconds = self._made / self._request.fps
+            raise self._stop.error(f"stopped after {seconds:.1f} s", self._kept())
+
+    def _abort(self) -> None:
+        if self._sink is not None:
+            self._sink.abort()
+
+    def _kept(self) -> tuple[Path, ...]:
+        output = self._request.output
+        if not self._request.is_file:
+            return ()
+        found = (output, recording_path(output), self._stream.state_path)
+        return tuple(path for path in found if path is not None and path.exists())
+
+    def _now(self) -> Mapping[str, Any]:
+        return self._status
+
+    def _steer(self, line: str) -> str:
+        return str(self._direction.say(line))
+
+    def _steered(self, line: str) -> str | None:
+        answer = self._direction.say(line)
+        self._said.put(str(answer))
+        return None if answer.accepted else str(answer)
+
+    def _tell(self) -> Iterator[Event]:
+        while not self._said.empty():
+            if told := self._said.get():
+                yield Notice(told)
+
+
+def _direction(stream: Stream, resumed: SavedStream | None) -> Direction:
+    """What is shown when; that of a stream that is taken up goes on."""
+    request = stream.request
+
+    def check(scene: Scene) -> None:
+        if scene.cutoff != request.cutoff and not request.figures.paints:
+            raise InvalidRequestError(
+                f"{request.model} continues without a picture's frequencies, a cutoff changes "
+                "nothing"
+            )
+
+    if resumed is not None:
+        return Direction.from_json(resumed.notes["direction"], check=check)
+    scene = Scene(request.prompt, request.style or NO_STYLE, _ramp(request))
+    return Direction(request.cues, scene, crossfade=request.figures.crossfade, check=check)
+
+
+def _ramp(request: ExtendRequest) -> Any:
+    from osp_cli.dials import Ramp
+
+    return Ramp(*request.cutoff)
