@@ -101,6 +101,44 @@ class ChunkDone(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkStreamed(Event):
+    """Chunk `chunk` (counted from 1) of a stream has been handed to what it is written to.
+
+    Attributes:
+        num_frames: of the stream, up to here.
+        video_seconds: that they last.
+        fps: frames made in a second, lately.
+        realtime_factor: the same in proportion to what is shown in a second; below 1 a stream
+            cannot be shown as fast as it is made.
+        decode_queue, write_queue: chunks that wait for the decoder, and for being written.
+        generate_seconds, decode_seconds, write_seconds: that each stage took for this chunk.
+        rebuffers: how often a viewer had to wait, up to here.
+        prompt: that directs the chunk.
+        prompt_number: of that prompt among `num_prompts` that are known now, counted from 1.
+        drift: the change against the first chunk, see `osp_cli.media.drift`; None is not measured.
+        drift_word: what that change looks like; empty as long as it can hardly be seen.
+    """
+
+    type: ClassVar[str] = "stream"
+    chunk: int
+    num_frames: int
+    video_seconds: float
+    fps: float
+    realtime_factor: float
+    decode_queue: int
+    write_queue: int
+    generate_seconds: float
+    decode_seconds: float
+    write_seconds: float
+    rebuffers: int
+    prompt: str
+    prompt_number: int
+    num_prompts: int
+    drift: float | None = None
+    drift_word: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LatentsSaved(Event):
     """The latents after `step` of `num_steps` are in a file from which the clip can be finished.
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from osp_cli import events
 from osp_cli.cli import console
+from osp_cli.cli.live_line import LiveLine, plain_line
 from osp_cli.cli.showing import (
     device_text,
     frames_text,
@@ -53,6 +54,7 @@ class Display:
         self._stage = ""
         self._preview: Path | None = None
         self._windows = _Windows(now)
+        self._streams = False
 
     def __enter__(self) -> Display:
         return self
@@ -85,6 +87,15 @@ class Display:
             self._last_line = self._now()
             self.line(f"window {number} of {num_windows}, {pace}")
 
+    def chunk(self, event: events.ChunkStreamed) -> None:
+        """A chunk of a stream is done."""
+        if event.chunk == 1 or self._now() - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = self._now()
+            self.line(plain_line(event))
+
+    def typed(self, text: str | None) -> None:
+        """What somebody has typed of a line by now; None where nobody types."""
+
     def rest(self) -> None:
         """Leave the screen to others until the next stage."""
 
@@ -113,6 +124,12 @@ class Display:
                 if message not in self._noted:
                     self._noted.add(message)
                     self.line(f"note: {message}")
+            case events.ChunkStreamed():
+                self._streams = True
+                self.chunk(event)
+            case events.StepDone() | events.StageStarted() if self._streams:
+                # The line of the stream says it all.
+                pass
             case events.Loaded(component, seconds):
                 self.begin("load")
                 if self._verbose:
@@ -129,7 +146,7 @@ class Display:
                 if num_chunks > 1:
                     self.window(chunk, num_chunks, self._windows.pace())
             case events.Saved():
-                self._stage = ""
+                self._stage, self._streams = "", False
                 self.rest()
             case events.ItemStarted(item, num_items, output):
                 self.rest()
@@ -216,6 +233,7 @@ class BarDisplay(Display):
         self._console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._live_line = LiveLine(self._console)
 
     def line(self, text: str) -> None:
         # Through rich, which lifts the line above the live one.
@@ -230,13 +248,26 @@ class BarDisplay(Display):
     def window(self, number: int, num_windows: int, pace: str) -> None:
         self._update(f"window {number} of {num_windows}", num_windows, number, pace)
 
+    def chunk(self, event: events.ChunkStreamed) -> None:
+        self._stop_progress()
+        self._live_line.show(event)
+
+    def typed(self, text: str | None) -> None:
+        self._stop_progress()
+        self._live_line.show_typed(text)
+
     def rest(self) -> None:
+        self._stop_progress()
+        self._live_line.stop()
+
+    def _stop_progress(self) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     def _update(self, label: str, total: int | None, completed: int, pace: str) -> None:
         if self._progress is None:
+            self._live_line.stop()
             self._progress = self._new_progress()
             self._task = self._progress.add_task("", total=None, pace="")
             self._progress.start()
