@@ -91,11 +91,14 @@ class _Process:
     Args:
         command: the program and its arguments.
         stdin: where it reads from, a pipe of ours or nothing; it writes to a pipe when this is not.
+        stdout: where it writes to instead: a file descriptor, or one of subprocess's numbers.
         num_first: how many of the first lines that it says are kept, besides the last ten.
     """
 
-    def __init__(self, command: Sequence[str], *, stdin: int, num_first: int = 0) -> None:
-        self._process = _start(command, stdin=stdin)
+    def __init__(
+        self, command: Sequence[str], *, stdin: int, stdout: int | None = None, num_first: int = 0
+    ) -> None:
+        self._process = _start(command, stdin=stdin, stdout=stdout)
         assert self._process.stderr is not None
         self._num_first = num_first
         self._first: list[str] = []
@@ -133,10 +136,11 @@ class Encoder(_Process):
     Args:
         command: the program and its arguments; `pipe:0` among its inputs.
         path: the file being made, for the words of an error only.
+        stdout: where its output `pipe:1` goes; nowhere if not told.
     """
 
-    def __init__(self, command: Sequence[str], path: Path) -> None:
-        super().__init__(command, stdin=subprocess.PIPE)
+    def __init__(self, command: Sequence[str], path: Path, *, stdout: int | None = None) -> None:
+        super().__init__(command, stdin=subprocess.PIPE, stdout=stdout)
         self._path = path
         assert self._process.stdin is not None
         self._stdin: IO[bytes] = self._process.stdin
@@ -145,6 +149,8 @@ class Encoder(_Process):
         """Hand over one frame; waits while ffmpeg is busy."""
         try:
             self._stdin.write(frame.tobytes())
+            # Else the end of the frame would wait for the next one.
+            self._stdin.flush()
         except OSError as error:  # a broken pipe, by whatever number the system gives it
             raise self._failure() from error
 
@@ -161,7 +167,7 @@ class Encoder(_Process):
             self._stdin.close()
         code = self._process.wait()
         self._reader.join()
-        return _failure(code, "; ".join(self._tail), self._path)
+        return failure(code, "; ".join(self._tail), self._path)
 
 
 class Decoder(_Process):
@@ -232,12 +238,16 @@ def run_ffmpeg(
     return subprocess.CompletedProcess(command, 0, stdout, stderr)
 
 
-def _start(command: Sequence[str], *, stdin: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
+def _start(
+    command: Sequence[str], *, stdin: int = subprocess.PIPE, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
+    if stdout is None:
+        stdout = subprocess.PIPE if stdin == subprocess.DEVNULL else subprocess.DEVNULL
     try:
         return subprocess.Popen(
             command,
             stdin=stdin,
-            stdout=subprocess.PIPE if stdin == subprocess.DEVNULL else subprocess.DEVNULL,
+            stdout=stdout,
             stderr=subprocess.PIPE,
             # In a group of its own, by the word for it of POSIX and of Windows: Ctrl-C is ours to
             # handle, ffmpeg would stop before us.
@@ -251,7 +261,7 @@ def _start(command: Sequence[str], *, stdin: int = subprocess.PIPE) -> subproces
         ) from error
 
 
-def _failure(code: int, tail: str, path: Path) -> OspError:
+def failure(code: int, tail: str, path: Path) -> OspError:
     """What an ffmpeg that ended with `code` after saying `tail` means for the user."""
     if code in _FULL_CODES or any(words in tail for words in _FULL_WORDS):
         return no_space(path)

@@ -106,7 +106,7 @@ def atomic_output(path: str | Path, *, overwrite: bool = False) -> Iterator[Path
             os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             yield part
             flush_file(part)
-            _publish(part, path, overwrite=overwrite)
+            publish(part, path, overwrite=overwrite)
         finally:
             # What went wrong before tells more than what goes wrong here.
             with contextlib.suppress(OSError):
@@ -243,7 +243,13 @@ def _read_only(folder: Path) -> InvalidRequestError:
     )
 
 
-def _publish(part: Path, path: Path, *, overwrite: bool) -> None:
+def publish(part: Path, path: Path, *, overwrite: bool) -> None:
+    """Give a finished file its name.
+
+    Raises:
+        InvalidRequestError: something has that name, and `overwrite` is off.
+        OSError: the file system refuses; see `explained`.
+    """
     if overwrite:
         part.replace(path)
         return

@@ -25,7 +25,7 @@ _ENCODER_THREADS = 4
 
 # Full-precision conversion to BT.709 with rounding that is the same on every processor; then the
 # frames are tagged, because players guess BT.601 for small untagged pictures and shift the hues.
-_TO_YUV = (
+TO_YUV = (
     "scale=in_range=pc:out_range=tv:out_color_matrix=bt709"
     ":flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp+bitexact,"
     "format=yuv420p,"
@@ -103,7 +103,7 @@ def write_video(
         raise ValueError("a comment cannot hold a null character")
     with (
         atomic_output(path, overwrite=overwrite) as part,
-        _metadata_file(comment) as metadata,
+        metadata_file(comment) as metadata,
         _sound_file(audio, notices) as sound,
     ):
         arguments = [
@@ -111,7 +111,7 @@ def write_video(
             *(("-copyts", "-i", sound) if sound else ()),
             *("-map", "0:v", "-map_metadata", "1" if metadata else "-1"),
             *(("-map", f"{2 if metadata else 1}:a", "-c:a", "copy") if sound else ()),
-            *("-filter_threads", "1", "-vf", _TO_YUV),
+            *("-filter_threads", "1", "-vf", TO_YUV),
             *("-c:v", "libx264", "-preset", "medium", "-profile:v", "high", "-crf", str(crf)),
             *("-threads", str(_ENCODER_THREADS), "-pix_fmt", "yuv420p"),
             *("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
@@ -203,8 +203,12 @@ def _sound_file(audio: AudioTrack | None, notices: list[str] | None) -> Iterator
 
 
 @contextlib.contextmanager
-def _metadata_file(comment: str | None) -> Iterator[str | None]:
-    """A file in ffmpeg's own metadata format: a command line is too short for a long comment."""
+def metadata_file(comment: str | None) -> Iterator[str | None]:
+    """A file in ffmpeg's own metadata format: a command line is too short for a long comment.
+
+    Yields:
+        Its path, an input of `-f ffmetadata`; None where there is no comment.
+    """
     if comment is None:
         yield None
         return
