@@ -195,3 +195,56 @@ def tiny_wan_cards(tiny_wan_home, monkeypatch):
     monkeypatch.setattr(registry, "model_specs", lambda: specs)
     monkeypatch.setenv("OSP_HOME", str(tiny_wan_home))
     return cards
+
+
+def tiny_helios_spec():
+    """The card of Helios for weights of a few thousand numbers."""
+    return replace(
+        registry.find_model("helios-14b-distilled"),
+        name="tiny-helios",
+        weights="tiny-helios",
+        sizes=((64, 64),),
+        default_size=(64, 64),
+        max_sequence_length=24,
+    )
+
+
+def save_tiny_helios(folder):
+    """Helios in diffusers' layout, as its pipeline saves it; no weight is zero."""
+    import torch
+    from diffusers import AutoencoderKLWan, HeliosDMDScheduler, HeliosTransformer3DModel
+
+    torch.manual_seed(5)
+    save_tiny_umt5(folder, 32)
+    transformer = HeliosTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, rope_dim=(4, 4, 4), text_dim=32, freq_dim=16,
+        ffn_dim=32, num_layers=2,
+    )  # fmt: skip
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    transformer.save_pretrained(folder / "transformer")
+    # Of all 16 latent channels of the true one, whose statistics are its defaults.
+    vae = AutoencoderKLWan(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    vae.save_pretrained(folder / "vae")
+    HeliosDMDScheduler(
+        stages=3, stage_range=[0, 1 / 3, 2 / 3, 1], gamma=1 / 3, use_dynamic_shifting=True,
+        time_shift_type="linear",
+    ).save_pretrained(folder / "scheduler")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_helios_home(tmp_path_factory):
+    """What `$OSP_HOME` may point at: `models/tiny-helios` holds every part of a Helios."""
+    home = tmp_path_factory.mktemp("helios-home")
+    save_tiny_helios(home / "models" / "tiny-helios")
+    return home
+
+
+@pytest.fixture
+def tiny_helios_card(tiny_helios_home, monkeypatch):
+    """Makes `--model tiny-helios` known and installed; gives its card."""
+    card = tiny_helios_spec()
+    specs = {**registry.model_specs(), card.name: card}
+    monkeypatch.setattr(registry, "model_specs", lambda: specs)
+    monkeypatch.setenv("OSP_HOME", str(tiny_helios_home))
+    return card

@@ -147,7 +147,9 @@ class TrainedStages:
         else:
             signal = 1 - scheduler.ori_start_sigmas[stage]
             begin = renoise(latents, signal, self._draw, scheduler.config.gamma)
-        tokens = begin.shape[2] * begin.shape[3] * begin.shape[4] // self._patch
+        # As published: from the second stage on, the shift is that of the size it comes from.
+        entered = latents if stage else begin
+        tokens = entered.shape[2] * entered.shape[3] * entered.shape[4] // self._patch
         scheduler.set_timesteps(
             self._steps[stage], stage, mu=length_shift(tokens), is_amplify_first_chunk=self._twice
         )

@@ -88,3 +88,18 @@ def play(pipeline, monkeypatch):
         )
 
     return place
+
+
+@pytest.fixture(scope="session")
+def finished():
+    """Runs a chunk to its end; gives its latents, the state after it and its steps."""
+
+    def run(chunk):
+        steps = []
+        while True:
+            try:
+                steps.append(next(chunk))
+            except StopIteration as end:
+                return (*end.value, steps)
+
+    return run

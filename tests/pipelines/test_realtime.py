@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from PIL import Image
@@ -15,16 +17,6 @@ from osp_cli.sampling.latent_shift import project_first_frame
 
 SIZE = {"width": 96, "height": 64, "latent_frames": 3}
 PICTURE = Image.effect_noise((96, 64), 90).convert("RGB")
-
-
-def finished(chunk):
-    """Latents, state and steps of a chunk."""
-    steps = []
-    while True:
-        try:
-            steps.append(next(chunk))
-        except StopIteration as end:
-            return (*end.value, steps)
 
 
 @pytest.fixture
@@ -54,7 +46,7 @@ def by_hand(engine, noise, context, prompt, sigmas, paint=None):
     states, mask = conditioner.hidden_states([prompt], [PICTURE])
     texts = conditioner.project(states, mask, with_surroundings(engine.vae, newest, 1))
     length, tokens = context.shape[2], 6
-    for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+    for sigma, after in pairwise(sigmas):
         shown = torch.cat([context, noise], 2)
         timestep = torch.full((1, shown.shape[2] * tokens), 1000 * sigma)
         timestep[:, : length * tokens] = 0
@@ -75,7 +67,7 @@ def by_hand(engine, noise, context, prompt, sigmas, paint=None):
 
 
 @pytest.mark.parametrize("paint", [None, 0.3])
-def test_a_stream_is_the_explicit_loop(engine, paint):
+def test_a_stream_is_the_explicit_loop(engine, finished, paint):
     engine = engine(context=2)
     inputs = StreamInputs(**SIZE, num_inference_steps=(2,), sampler="euler", shift=1.0, seed=5)
     generator = torch.Generator().manual_seed(5)
@@ -93,7 +85,7 @@ def test_a_stream_is_the_explicit_loop(engine, paint):
         assert [(step.step, step.num_steps) for step in steps] == [(1, 2), (2, 2)]
 
 
-def test_a_stream_goes_on_to_the_very_same_bits(engine, tmp_path):
+def test_a_stream_goes_on_to_the_very_same_bits(engine, finished, tmp_path):
     engine = engine()
     inputs = StreamInputs(**SIZE, num_inference_steps=(3,), seed=2)
     words = engine.read("zoom in", None, PICTURE)
