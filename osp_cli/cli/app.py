@@ -12,6 +12,8 @@ import typer
 
 from osp_cli import __version__
 from osp_cli.cli import bench, completion, console, doctor, download
+from osp_cli.cli.extend import EXAMPLES as EXTEND_EXAMPLES
+from osp_cli.cli.extend import extend
 from osp_cli.cli.generate import EXAMPLES, generate
 from osp_cli.cli.models import EXAMPLES as MODELS_EXAMPLES
 from osp_cli.cli.models import models
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXAMPLES)(generate)
 app.command(epilog=STYLIZE_EXAMPLES)(stylize)
+app.command(epilog=EXTEND_EXAMPLES)(extend)
 app.command(epilog=STYLES_EXAMPLES)(styles)
 app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
 app.command(epilog=download.EXAMPLES)(download.download)

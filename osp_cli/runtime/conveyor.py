@@ -50,8 +50,8 @@ class Conveyor(Generic[_Made, _Ready]):
         self._stop = threading.Event()
         self._drain = threading.Event()
         self._allowed = threading.Semaphore(ahead)
-        self._made: queue.Queue[_Made | None | BaseException] = queue.Queue(1)
-        self._ready: queue.Queue[_Ready | None | BaseException] = queue.Queue(1)
+        self._made: queue.Queue[_Made | BaseException | None] = queue.Queue(1)
+        self._ready: queue.Queue[_Ready | BaseException | None] = queue.Queue(1)
         self._threads = [
             threading.Thread(target=self._run, args=(work, out), name=f"osp-{name}", daemon=True)
             for name, work, out in (

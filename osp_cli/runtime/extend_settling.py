@@ -105,9 +105,7 @@ def settle_stream(request: ExtendRequest) -> tuple[Stream, list[str]]:
     frames = 0 if source is None else source.num_frames_at(request.fps)
     if saved is not None:
         frames = _end_of(saved)
-    stream = Stream(
-        request=request, clip=clip, source=source, source_frames=frames, saved=saved
-    )
+    stream = Stream(request=request, clip=clip, source=source, source_frames=frames, saved=saved)
     return stream, notices
 
 

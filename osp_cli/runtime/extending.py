@@ -9,9 +9,11 @@ the pace.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -62,6 +64,8 @@ from osp_cli.screenplay import format_screenplay
 from osp_cli.stopping import StopSignal
 from osp_cli.style_mix import NO_STYLE
 
+# Chunks over which the rate of a stream is taken.
+_LATELY = 8
 # Lines from elsewhere: given a function that takes one and answers, as a context.
 Listen = Callable[[Callable[[str], str]], AbstractContextManager[object]]
 
@@ -93,7 +97,7 @@ def run_extend(
                     for name, seconds in (
                         ("generate", event.generate_seconds),
                         ("decode", event.decode_seconds),
-                        ("write", event.encode_seconds),
+                        ("write", event.write_seconds),
                     ):
                         timings[name] = timings.get(name, 0.0) + seconds
             yield event
@@ -128,8 +132,6 @@ def _taken_up(stream: Stream) -> tuple[Stream, tuple[Path, ...]]:
     Raises:
         UnreadableMediaError, InvalidRequestError: there is no such state.
     """
-    import dataclasses
-
     request = stream.request
     if request.makes_folder and request.is_file and not request.output.parent.exists():
         make_folder(request.output.parent)
@@ -171,6 +173,7 @@ class _Run:
         self._made = resumed.made if resumed else 0
         self._chunk = int(resumed.notes["chunk"]) if resumed else 0
         self._began = time.perf_counter()
+        self._made_at: deque[tuple[float, int]] = deque(maxlen=_LATELY + 1)
         self._last: NDArray[np.uint8] | None = None
         self._sink: LiveSink | None = None
         self._picture: Image.Image | None = None
@@ -222,7 +225,9 @@ class _Run:
             self._abort()
             if is_out_of_memory(error):
                 raise
-            raise RuntimeFailureError(f"the stream broke off: {error}", kept=self._kept()) from error
+            raise RuntimeFailureError(
+                f"the stream broke off: {error}", kept=self._kept()
+            ) from error
 
     def _open(self) -> LiveSink:
         request, chunk = self._request, self._stream.chunk_frames
@@ -280,7 +285,6 @@ class _Run:
         listening = contextlib.nullcontext() if self._listen is None else self._listen(self._steer)
         with listening, Conveyor(maker, shower, ahead=ahead) as conveyor:
             self._began = time.perf_counter()
-            first = self._made
 
             def idle() -> None:
                 if self._stop.requested:
@@ -289,10 +293,10 @@ class _Run:
             while (shown := conveyor.take(idle)) is not None:
                 idle()
                 conveyor.advance()
-                yield from self._show(shown, conveyor, self._made - first)
+                yield from self._show(shown, conveyor)
                 yield from self._tell()
 
-    def _show(self, shown: Shown, conveyor: Conveyor[Made, Shown], made: int) -> Iterator[Event]:
+    def _show(self, shown: Shown, conveyor: Conveyor[Made, Shown]) -> Iterator[Event]:
         """Write a chunk, keep its state, and tell of it."""
         request, shot = self._request, shown.made.shot
         frames = shown.frames
@@ -306,27 +310,40 @@ class _Run:
         self._made += len(frames)
         self._chunk += 1
         drift = self._drift.measure(frames, anew=shot.restyled)
-        passed = time.perf_counter() - self._began
+        waiting = conveyor.depths
+        rate = self._rate(len(frames))
         event = ChunkStreamed(
             chunk=self._chunk,
             num_frames=self._made,
-            fps=request.fps,
-            realtime_factor=(made + len(frames)) / request.fps / max(passed, 1e-9),
-            queued=conveyor.depths,
+            video_seconds=self._made / request.fps,
+            fps=rate,
+            realtime_factor=rate / request.fps,
+            decode_queue=waiting[0],
+            write_queue=waiting[1],
             generate_seconds=shown.made.seconds,
             decode_seconds=shown.seconds,
-            encode_seconds=written,
-            drift=drift.value,
-            drift_word=drift.word,
+            write_seconds=written,
             rebuffers=0 if self._sink is None else self._sink.rebuffers,
             prompt=shot.scene.prompt,
             prompt_number=shot.number,
             num_prompts=shot.total,
+            drift=drift.value,
+            drift_word=drift.word,
         )
         self._status = event.as_json()
         self._keep(shown, len(frames))
         yield event
         yield from self._snapshots()
+
+    def _rate(self, num_frames: int) -> float:
+        """Pictures made in a second, over the last chunks."""
+        self._made_at.append((time.perf_counter(), num_frames))
+        began = self._made_at[0][0]
+        passed = self._made_at[-1][0] - began
+        count = sum(frames for _, frames in list(self._made_at)[1:])
+        if not passed:
+            passed, count = self._made_at[-1][0] - self._began, num_frames
+        return count / max(passed, 1e-9)
 
     def _write(self, frames: NDArray[np.uint8]) -> None:
         assert self._sink is not None

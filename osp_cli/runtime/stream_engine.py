@@ -78,8 +78,8 @@ class Parts:
         """The parts of a stage; all of them, where the plan keeps all."""
         plan, load = self._stream.clip.plan, self._models.load
         spec, weights = self._stream.request.spec, self._stream.clip.weights
-        yield from load(spec, plan, weights, names) if plan.frees_parts else load(
-            spec, plan, weights
+        yield from (
+            load(spec, plan, weights, names) if plan.frees_parts else load(spec, plan, weights)
         )
 
     @property
@@ -371,14 +371,10 @@ def _saved_anchor(saved: SavedStream) -> LatentAnchor | None:
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
-        name.removeprefix(prefix): each
-        for name, each in tensors.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)
     }
 
 
 def _pictures(video: Tensor) -> NDArray[np.uint8]:
     pictures: NDArray[np.uint8] = uint8_frames(video)[0].cpu().numpy()
     return pictures
-
-
