@@ -23,6 +23,14 @@ def chunk(picture: Image.Image, count: int = 5) -> np.ndarray:
     return np.stack([np.roll(pixels, shift, axis=1) for shift in range(count)])
 
 
+def woven(picture: Image.Image) -> Image.Image:
+    """With the faint grid of a model that has continued its own pictures for too long."""
+    pixels = np.asarray(picture).astype(int)
+    pixels[::4] -= 6
+    pixels[:, ::4] -= 6
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
 def changed(change) -> Drift:
     meter = DriftMeter()
     meter.measure(chunk(PHOTO))
@@ -36,7 +44,8 @@ CHANGES = {
     "paler": ("saturation", lambda picture: ImageEnhance.Color(picture).enhance(0.3)),
     "more colourful": ("saturation", lambda picture: ImageEnhance.Color(picture).enhance(2.2)),
     "softer": ("sharpness", lambda picture: picture.filter(ImageFilter.GaussianBlur(3))),
-    "sharper": ("sharpness", lambda picture: ImageEnhance.Sharpness(picture).enhance(9)),
+    "sharper": ("sharpness", lambda picture: ImageEnhance.Sharpness(picture).enhance(4)),
+    "grainier": ("grain", lambda picture: woven(picture)),
     "other colours": (
         "colour",
         lambda picture: Image.merge("RGB", [band.point(lambda v, k=k: v * k) for band, k in
@@ -88,6 +97,20 @@ def test_more_of_a_change_is_more_drift():
     assert len(set(values)) == 4
 
 
+def test_less_grain():
+    meter = DriftMeter()
+    meter.measure(chunk(woven(PHOTO)))
+    drift = meter.measure(chunk(PHOTO))
+    assert (drift.part, drift.word) == ("grain", "smoother")
+    assert drift.value < 0
+
+
+def test_a_pattern_does_not_hide_that_edges_are_softer():
+    drift = changed(lambda picture: woven(picture.filter(ImageFilter.GaussianBlur(1.5))))
+    assert drift.sharpness < -BANDS["sharpness"]
+    assert drift.grain > BANDS["grain"] / 2
+
+
 def test_a_directed_change_is_a_new_beginning():
     meter = DriftMeter()
     meter.measure(chunk(PHOTO))
@@ -107,7 +130,7 @@ def test_a_state_goes_on_in_another_process():
     assert DriftMeter.from_state(state).measure(soft) == meter.measure(soft) != Drift()
 
 
-@pytest.mark.parametrize("state", [[1.0], ["x"] * 6, [float("nan")] * 6, [None] * 6])
+@pytest.mark.parametrize("state", [[1.0], ["x"] * 7, [float("nan")] * 7, [None] * 7])
 def test_a_damaged_state_is_refused(state):
     with pytest.raises(ValueError):
         DriftMeter.from_state(state)
