@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from osp_cli.plan import Plan
     from osp_cli.registry import ModelSpec
+    from osp_cli.requests import GenerateRequest
 
 
 _WAYS = {
@@ -52,9 +53,9 @@ def fits(spec: ModelSpec, memory: Memory) -> str:
     from osp_cli.config import Layer
     from osp_cli.dials import Seeds
     from osp_cli.errors import OspError, WontFitError
+    from osp_cli.extend_settings import Continuation, settle_extend
     from osp_cli.runtime.planner import make_plan
     from osp_cli.runtime.strategy import Machine
-    from osp_cli.extend_settings import Continuation, settle_extend
     from osp_cli.settings import Source, settle_generate
 
     device = "cpu" if memory.graphics is None else "cuda"

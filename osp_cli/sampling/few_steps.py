@@ -10,15 +10,17 @@ Each takes chunks of `(1, channels, frames, h, w)` in fp32, and all randomness f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from diffusers import HeliosDMDScheduler
 from torch import Tensor
 
 from osp_cli.sampling.schedulers import euler_schedule, segment_schedule, unipc_schedule
 from osp_cli.sampling.stages import Draw, enlarged, renoise, shrunk_noise
+
+if TYPE_CHECKING:
+    from diffusers import HeliosDMDScheduler
 
 # Of diffusers' shift by length: 0.5 at 256 tokens, 1.15 at 4096.
 _SHIFT_AT = ((256, 0.5), (4096, 1.15))
@@ -231,6 +233,9 @@ class RisingSizes:
 
 def stage_scheduler(stages: int) -> HeliosDMDScheduler:
     """The schedule of equal shares of the flow, shifted by the length of each stage."""
+    # Only here: one resolution needs no such schedule.
+    from diffusers import HeliosDMDScheduler
+
     return HeliosDMDScheduler(
         stages=stages,
         stage_range=[stage / stages for stage in range(stages + 1)],
