@@ -102,11 +102,13 @@ class ExtendRequest(GenerateRequest):
             "anchor_color": self.anchor_color,
         }
 
-    def _check_input(self, spec: ModelSpec) -> None:
+    def _check_model(self, spec: ModelSpec) -> None:
         problem = spec.stream_problem()
         if problem is not None:
             able = [name for name, other in model_specs().items() if not other.stream_problem()]
             raise InvalidRequestError(problem, hint=f"models that can: {', '.join(able)}")
+
+    def _check_input(self, spec: ModelSpec) -> None:
         if self.text_only and not spec.text_to_video:
             raise InvalidRequestError(
                 f"{spec.name} moves pictures, it cannot invent one: give it a picture or a video",

@@ -138,9 +138,7 @@ class GenerateRequest:
 
     def __post_init__(self) -> None:
         spec = find_model(self.model)
-        problem = spec.run_problem()
-        if problem is not None:
-            raise InvalidRequestError(problem, hint="osp models lists those that make videos")
+        self._check_model(spec)
         object.__setattr__(self, "style", None if self.mix is None else str(self.mix))
         self._check_input(spec)
         self._check_dials()
@@ -221,6 +219,12 @@ class GenerateRequest:
             "compile": self.compile,
             "attention": self.attention,
         }
+
+    def _check_model(self, spec: ModelSpec) -> None:
+        """Refuse a card that this command cannot run."""
+        problem = spec.run_problem()
+        if problem is not None:
+            raise InvalidRequestError(problem, hint="osp models lists those that make videos")
 
     def _check_input(self, spec: ModelSpec) -> None:
         if self.image is None and not self.text_only and self.latents is None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from osp_cli.plan import Plan
     from osp_cli.registry import ModelSpec
+    from osp_cli.requests import GenerateRequest
 
 
 _WAYS = {
@@ -47,13 +48,12 @@ def fits(spec: ModelSpec, memory: Memory) -> str:
     """How a run with nothing else asked for would go here, in words: the planner's arithmetic."""
     if spec.pipeline == "none":
         return "a part that other models use"
-    if spec.run_problem() is not None:
-        return "not by this version yet"
     if memory.main is None:
         return "unknown: this system does not tell its memory"
     from osp_cli.config import Layer
     from osp_cli.dials import Seeds
     from osp_cli.errors import OspError, WontFitError
+    from osp_cli.extend_settings import Continuation, settle_extend
     from osp_cli.runtime.planner import make_plan
     from osp_cli.runtime.strategy import Machine
     from osp_cli.settings import Source, settle_generate
@@ -66,9 +66,15 @@ def fits(spec: ModelSpec, memory: Memory) -> str:
     )
     layer = Layer("card", {"model": spec.name})
     try:
-        image = Path("picture.png")
-        source = Source(text="a") if spec.pipeline == "wan-t2v" else Source(image=image)
-        request = settle_generate(source, layers=[layer], seed=Seeds([0]), count=1).request
+        request: GenerateRequest
+        if spec.run_problem() is not None:
+            # One chunk of a stream.
+            wanted = Continuation(text="a", realtime=True)
+            request = settle_extend(wanted, layers=[layer], seed=Seeds([0])).request
+        else:
+            image = Path("picture.png")
+            source = Source(text="a") if spec.pipeline == "wan-t2v" else Source(image=image)
+            request = settle_generate(source, layers=[layer], seed=Seeds([0]), count=1).request
         plan = make_plan(
             request, spec, size=spec.default_size, machine=machine, weights=_place(spec)
         )

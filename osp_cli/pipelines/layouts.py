@@ -79,9 +79,8 @@ class OspLayout:
         Raises:
             ValueError: there is nothing to paint.
         """
-        context = _at_size(state.history[:, :, -self.lookback :], noise)
-        if not self.lookback:
-            context = context[:, :, :0]
+        known = state.history.shape[2]
+        context = _at_size(state.history[:, :, max(0, known - self.lookback) :], noise)
         length = context.shape[2]
         if paint is not None and not length:
             raise ValueError("nothing can be painted before there is a picture")
@@ -191,9 +190,10 @@ def layout_of(name: str, context: int) -> Layout:
 
 def _at_size(context: Tensor, noise: tuple[int, ...]) -> Tensor:
     """The context at a stage's resolution."""
-    halvings = (context.shape[-1] // noise[-1]).bit_length() - 1
-    small = shrunk_picture(context, halvings) if context.shape[2] else context
-    if context.shape[2] and small.shape[-2:] != noise[-2:]:
+    if not context.shape[2]:
+        return context.new_zeros(*context.shape[:3], *noise[3:])
+    small = shrunk_picture(context, (context.shape[-1] // noise[-1]).bit_length() - 1)
+    if small.shape[-2:] != noise[-2:]:
         raise ValueError(f"context {tuple(context.shape)} does not suit noise {noise}")
     return small
 

@@ -252,7 +252,9 @@ class RealtimePipeline:
             twice = inputs.amplify_first and state.chunk == 0 and self.figures.layout == "helios"
             patch = self.transformer.config.patch_size
             return TrainedStages(scheduler, steps, draw, patch, twice=twice)
-        return RisingSizes(steps, inputs.shift, draw)
+        if self.figures.layout == "helios":
+            raise ValueError(f"weights for stages are sampled by dmd, not by {inputs.sampler}")
+        return RisingSizes(inputs.sampler, steps, inputs.shift, draw, device)
 
     def _stage_cache(self, inputs: StreamInputs, sampler: ChunkSampler) -> StepCacheConfig:
         """The step cache of one stage: shapes change with the next."""

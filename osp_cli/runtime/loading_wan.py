@@ -45,11 +45,13 @@ def make_pipeline(spec: ModelSpec, parts: Mapping[str, Any]) -> FlashI2VPipeline
 
 
 def load_plain_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
-    """The transformer of a Wan model.
+    """The transformer of a Wan model, or of Helios, which was made of one.
 
     Raises:
         CheckpointError: it does not fit its card.
     """
+    if spec.pipeline == "helios":
+        return _load_helios(spec, folder, dtype)
     if (file := gguf_file(folder / "transformer")) is not None:
         from diffusers import WanTransformer3DModel
 
@@ -70,6 +72,21 @@ def load_plain_transformer(spec: ModelSpec, folder: Path, dtype: torch.dtype) ->
         lacks = "has no" if spec.pipeline == "wan-i2v" else "has an"
         raise CheckpointError(
             f"the transformer in {folder} {lacks} image embedder, unlike {spec.name}"
+        )
+    return transformer
+
+
+def _load_helios(spec: ModelSpec, folder: Path, dtype: torch.dtype) -> Any:
+    # Only here: no other model waits for the import.
+    from osp_cli.models.helios import load_helios_transformer
+
+    if (file := gguf_file(folder / "transformer")) is not None:
+        raise CheckpointError(f"{file} cannot be read: Helios comes as safetensors")
+    transformer = load_helios_transformer(folder / "transformer", dtype=dtype)
+    if (channels := transformer.config.in_channels) != spec.latent_channels:
+        raise CheckpointError(
+            f"the transformer in {folder} takes {channels} channels, "
+            f"the card of {spec.name} needs one of {spec.latent_channels}"
         )
     return transformer
 

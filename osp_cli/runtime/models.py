@@ -20,7 +20,6 @@ from osp_cli.pipelines.flash_i2v import (
     SamplingInputs,
     SamplingState,
 )
-from osp_cli.pipelines.realtime import RealtimePipeline
 from osp_cli.plan import Plan
 from osp_cli.realtime_card import RealtimeFigures
 from osp_cli.registry import ModelSpec
@@ -28,6 +27,7 @@ from osp_cli.runtime.loading import PARTS, load_parts
 from osp_cli.runtime.loading_wan import make_pipeline
 
 if TYPE_CHECKING:
+    from osp_cli.pipelines.realtime import RealtimePipeline
     from osp_cli.runtime.parallel import Leader, SharedSampling
 
 # Parts that turn prompt and picture into conditions; nobody needs them after that.
@@ -52,6 +52,7 @@ class Models:
         self._loras: tuple[LoraChoice, ...] = ()
         self._parts: dict[str, Any] = {}
         self._spec: ModelSpec | None = None
+        self._folder: Path | None = None
 
     def load(
         self, spec: ModelSpec, plan: Plan, folder: Path, names: tuple[str, ...] = PARTS
@@ -77,7 +78,7 @@ class Models:
             # They are part of its weights; the other parts know nothing of them.
             self._loras = plan.loras
             self._keep(tuple(self._parts.keys() - {"transformer"}))
-        self._spec = spec
+        self._spec, self._folder = spec, folder
         if plan.frees_parts:
             self._keep(names)
         if plan.gpus > 1 and self._leader is not None and names != DECODING:
@@ -117,15 +118,11 @@ class Models:
         Args:
             figures: of the card, with what the user changed of them.
         """
-        assert self._spec is not None
-        return RealtimePipeline(
-            self._parts.get("transformer"),
-            self._parts["vae"],
-            self._parts.get("conditioner"),
-            figures,
-            self._spec.image_token_surround,
-            self._parts.get("scheduler"),
-        )
+        # Only here: clips do not wait for the import.
+        from osp_cli.runtime.loading_streams import make_stream_pipeline
+
+        assert self._spec is not None and self._folder is not None
+        return make_stream_pipeline(self._spec, self._parts, self._folder, figures)
 
     def sampling(
         self,

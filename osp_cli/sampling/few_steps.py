@@ -10,15 +10,17 @@ Each takes chunks of `(1, channels, frames, h, w)` in fp32, and all randomness f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
-from diffusers import HeliosDMDScheduler
 from torch import Tensor
 
-from osp_cli.sampling.schedulers import euler_schedule, unipc_schedule
+from osp_cli.sampling.schedulers import euler_schedule, segment_schedule, unipc_schedule
 from osp_cli.sampling.stages import Draw, enlarged, renoise, shrunk_noise
+
+if TYPE_CHECKING:
+    from diffusers import HeliosDMDScheduler
 
 # Of diffusers' shift by length: 0.5 at 256 tokens, 1.15 at 4096.
 _SHIFT_AT = ((256, 0.5), (4096, 1.15))
@@ -176,49 +178,64 @@ class TrainedStages:
 
 
 class RisingSizes:
-    """Rising sizes for weights that know nothing of stages; each begins smaller than it ends.
+    """Rising sizes for weights that know nothing of stages.
 
     The steps are those of one grid. Between two sizes the clip is estimated, `x0 = x - sigma v`,
     enlarged, and noised again to the next step's level, where the grid is shifted by 1 more: a
     larger picture wants more noise for the same loss of detail.
 
     Args:
+        sampler: `euler` or `unipc`, which begins anew at each size.
         steps: at each size.
         shift: of the first size's grid.
         draw: of fresh noise.
+        device: of the latents.
     """
 
-    def __init__(self, steps: Sequence[int], shift: float, draw: Draw) -> None:
+    def __init__(
+        self, sampler: str, steps: Sequence[int], shift: float, draw: Draw, device: torch.device
+    ) -> None:
         self.num_stages = len(steps)
         self.num_steps = sum(steps)
         self.timesteps = torch.empty(0)
+        self._sampler = sampler
         self._steps = tuple(steps)
         self._shift = shift
         self._draw = draw
-        self._sigmas: list[float] = []
+        self._device = device
+        self._scheduler: Any = None
         self._estimate = torch.empty(0)
 
     def enter(self, stage: int, latents: Tensor) -> Tensor:
         """As in `ChunkSampler`."""
-        before, count = sum(self._steps[:stage]), self._steps[stage]
-        line = np.linspace(1.0, 0.0, self.num_steps + 1)[before : before + count + 1]
-        shift = self._shift + stage
-        self._sigmas = (shift * line / (1 + (shift - 1) * line)).tolist()
-        self.timesteps = torch.tensor(self._sigmas[:-1]) * 1000
+        before = sum(self._steps[:stage])
+        self._scheduler = segment_schedule(
+            self._sampler,
+            self.num_steps,
+            range(before, before + self._steps[stage]),
+            self._shift + stage,
+            device=self._device,
+        )
+        self.timesteps = self._scheduler.timesteps.cpu()
         if stage == 0:
             return shrunk_noise(latents, self.num_stages - 1)
-        clip, sigma = enlarged(self._estimate), self._sigmas[0]
+        # What the last step of the smaller size led to is not gone on from: it ended at 0.
+        clip, sigma = enlarged(self._estimate), float(self._scheduler.sigmas[0])
         return (1 - sigma) * clip + sigma * self._draw(tuple(clip.shape)).to(clip)
 
     def step(self, index: int, velocity: Tensor, latents: Tensor) -> Tensor:
-        """As in `ChunkSampler`: Euler."""
-        sigma, after = self._sigmas[index], self._sigmas[index + 1]
-        self._estimate = latents - sigma * velocity
-        return latents + (after - sigma) * velocity
+        """As in `ChunkSampler`."""
+        self._estimate = latents - float(self._scheduler.sigmas[index]) * velocity
+        timestep = self._scheduler.timesteps[index]
+        stepped: Tensor = self._scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+        return stepped
 
 
 def stage_scheduler(stages: int) -> HeliosDMDScheduler:
     """The schedule of equal shares of the flow, shifted by the length of each stage."""
+    # Only here: one resolution needs no such schedule.
+    from diffusers import HeliosDMDScheduler
+
     return HeliosDMDScheduler(
         stages=stages,
         stage_range=[stage / stages for stage in range(stages + 1)],

@@ -69,6 +69,43 @@ def unipc_schedule(
     return scheduler
 
 
+def segment_schedule(
+    sampler: str,
+    total: int,
+    steps: range,
+    shift: float,
+    *,
+    device: str | torch.device | None = None,
+) -> FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler:
+    """Some of a grid's steps, with a shift of their own; the last of them ends at 0.
+
+    Args:
+        sampler: `euler` or `unipc`.
+        total: steps of the whole grid.
+        steps: which of them, one after the other.
+        shift: of these.
+        device: of the latents.
+
+    Raises:
+        ValueError: they are no steps of that grid, or a shift that is not positive.
+    """
+    if not (steps and 0 <= steps[0] <= steps[-1] < total):
+        raise ValueError(f"{steps} are no steps of {total}")
+    _check(total, shift, 1.0)
+    first = _UNIPC_FIRST_SIGMA if sampler == "unipc" else 1.0
+    line = np.linspace(first, 0.0, total + 1)[steps.start : steps.stop]
+    if sampler != "unipc":
+        euler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        euler.set_timesteps(sigmas=line.tolist(), device=device)
+        return euler
+    unipc = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+    unipc.set_timesteps(sigmas=line, device=device)
+    unipc.set_begin_index(0)
+    return unipc
+
+
 def solver_state(
     scheduler: FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler,
 ) -> dict[str, Tensor]:

@@ -344,9 +344,10 @@ def test_what_fits_is_told_by_the_planner(memory, sentence):
     assert fits(registry.find_model("flashi2v-1.3b"), memory).startswith(sentence)
 
 
-def test_a_model_that_cannot_be_run_is_no_riddle():
+def test_a_model_of_streams_is_planned_by_the_chunk():
     spec = registry.find_model("helios-14b-distilled")
-    assert fits(spec, Memory(80 * GB, 64 * GB)) == "not by this version yet"
+    assert fits(spec, Memory(200 * GB, 500 * GB)).startswith("whole on the graphics card (")
+    assert fits(spec, Memory(None, 64 * GB)).startswith("on the processor, for ")
 
 
 def test_a_model_of_text_alone_is_planned_without_a_picture():

@@ -160,7 +160,7 @@ HEAVY = "osp_cli.runtime.runner"
         (("generate", "-m", "tiny-t2v"), "there is none", "--text"),
         (("generate", "--text", "x", "-m", "tiny-i2v"), "give it a picture", "wan2.1-t2v-14b"),
         (("generate", "cat.png", "-m", "qwen2.5-vl-7b"), "makes no videos", "osp models"),
-        (("generate", "cat.png", "-m", "helios-14b-distilled"), "cannot run yet", "osp models"),
+        (("generate", "cat.png", "-m", "helios-14b-distilled"), "osp extend", "osp models"),
     ],
 )
 def test_what_makes_no_sense_is_refused(osp, away, args, words, hint):

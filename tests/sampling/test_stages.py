@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from diffusers import HeliosDMDScheduler
 from torch.nn.functional import interpolate
 
 from osp_cli.sampling.few_steps import OneSize, RisingSizes, TrainedStages, stage_scheduler
-from osp_cli.sampling.schedulers import euler_schedule
+from osp_cli.sampling.schedulers import euler_schedule, segment_schedule, unipc_schedule
 from osp_cli.sampling.stages import (
     GAMMA,
     block_noise,
@@ -155,24 +153,33 @@ def test_stages_follow_the_straight_line_from_their_beginning(twice):
         torch.testing.assert_close(latents, end)
 
 
-def test_ordinary_weights_are_shown_their_own_estimate_enlarged():
-    sampler = RisingSizes((2, 2), 3.0, drawing(11))
+@pytest.mark.parametrize("name", ["euler", "unipc"])
+def test_ordinary_weights_are_shown_their_own_estimate_enlarged(name):
+    sampler = RisingSizes(name, (2, 3), 3.0, drawing(11), CPU)
     clip, noise = drawing(12)((1, 2, 3, 4, 4)), drawing(13)((1, 2, 3, 8, 8))
     latents = sampler.enter(0, noise)
     torch.testing.assert_close(latents, shrunk_noise(noise, 1))
-    grid = [float(sigma) for sigma in euler_schedule(4, 3.0).sigmas]
-    torch.testing.assert_close(sampler.timesteps, torch.tensor(grid[:2]) * 1000)
+    make = euler_schedule if name == "euler" else unipc_schedule
+    whole = make(5, 3.0)
+    assert torch.equal(sampler.timesteps, whole.timesteps[:2])
     for index in range(2):
-        latents = sampler.step(index, (latents - clip) / grid[index], latents)
+        latents = sampler.step(index, (latents - clip) / float(whole.sigmas[index]), latents)
     latents = sampler.enter(1, latents)
-    # The second half of the line, shifted by one more.
-    sigma = 4 * 0.5 / (1 + 3 * 0.5)
-    assert float(sampler.timesteps[0]) == pytest.approx(1000 * sigma)
+    # From the third step of the grid on, whose shift is one more.
+    later = make(5, 4.0)
+    assert torch.equal(sampler.timesteps, later.timesteps[2:])
+    sigma = float(later.sigmas[2])
     large = interpolate(clip[0].transpose(0, 1), scale_factor=2, mode="bilinear")
     large = large.transpose(0, 1)[None]
     fresh = drawing(11)((1, 2, 3, 8, 8))
-    torch.testing.assert_close(latents, (1 - sigma) * large + sigma * fresh)
-    for index, sigma in enumerate(list(sampler.timesteps / 1000)):
-        latents = sampler.step(index, (latents - large) / float(sigma), latents)
-    torch.testing.assert_close(latents, large, atol=1e-5, rtol=0)
-    assert sampler.num_steps == 4 and math.isfinite(float(latents.sum()))
+    torch.testing.assert_close(latents, (1 - sigma) * large + sigma * fresh, atol=1e-5, rtol=0)
+    for index in range(3):
+        velocity = (latents - large) / float(later.sigmas[2 + index])
+        latents = sampler.step(index, velocity, latents)
+    torch.testing.assert_close(latents, large, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("steps", [range(2, 2), range(3, 6), range(-1, 2)])
+def test_steps_that_a_grid_does_not_have_are_refused(steps):
+    with pytest.raises(ValueError, match="no steps of 5"):
+        segment_schedule("euler", 5, steps, 3.0)
