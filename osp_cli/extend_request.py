@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osp_cli.errors import InvalidRequestError
-from osp_cli.outputs import OUTPUT_TEMPLATE, STDOUT, expand_output, is_possible_path
+from osp_cli.outputs import OUTPUT_TEMPLATE, STATE_SUFFIX, STDOUT, expand_output, is_possible_path
 from osp_cli.realtime_card import RealtimeFigures
 from osp_cli.registry import ModelSpec, model_specs
 from osp_cli.requests import GenerateRequest
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from osp_cli.screenplay import Cue
 
 STREAM_EXTENSIONS = (".mp4", ".mkv")
-STATE_SUFFIX = ".state.safetensors"
 SCREENPLAY_SUFFIX = ".screenplay.txt"
 
 

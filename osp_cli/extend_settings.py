@@ -189,7 +189,7 @@ def _live(spec: ModelSpec) -> Mapping[str, Any]:
 
 def _new_frames(values: Mapping[str, Any]) -> int | None:
     """Pictures to add; a whole number is one already, seconds are a `float`."""
-    length = values["seconds"]
+    length: int | float = values["seconds"]
     if isinstance(length, int):
         return length
     if math.isinf(length):

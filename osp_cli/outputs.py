@@ -14,6 +14,7 @@ BATCH_TEMPLATE = "{name}-{n}-{style}-{seed}.mp4"
 OUTPUT_EXTENSIONS = (".mp4", ".gif", ".webp", ".png")
 STDOUT = Path("-")
 LATENTS_SUFFIX = ".latents.safetensors"
+STATE_SUFFIX = ".state.safetensors"
 
 # A name has 255 bytes on common file systems; the sidecar's and the latents' are longer.
 _MAX_NAME_BYTES = 230

@@ -25,10 +25,12 @@ class StopSignal:
 
     Args:
         talk: tell on stderr that a step is being finished.
+        unit: what to call it.
     """
 
-    def __init__(self, *, talk: bool = False) -> None:
+    def __init__(self, *, talk: bool = False, unit: str = "step") -> None:
         self._talk = talk
+        self._unit = unit.encode()
         self._signum: int | None = None
         self._patient = False
 
@@ -88,4 +90,5 @@ class StopSignal:
             # Not through Python's streams, in the middle of whose work this may be.
             again = b"Ctrl-C again" if signum == signal.SIGINT else b"another signal"
             with contextlib.suppress(OSError):
-                os.write(2, b"\nfinishing this step; " + again + b" stops without saving it\n")
+                told = b"\nfinishing this %b; %b stops without saving it\n" % (self._unit, again)
+                os.write(2, told)

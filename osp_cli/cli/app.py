@@ -24,6 +24,7 @@ from osp_cli.cli.stylize import EXAMPLES as STYLIZE_EXAMPLES
 from osp_cli.cli.stylize import stylize
 from osp_cli.dials import canonical_name
 from osp_cli.errors import InterruptedRunError, OspError
+from osp_cli.outputs import LATENTS_SUFFIX, STATE_SUFFIX
 
 app = typer.Typer(
     name="osp",
@@ -143,9 +144,17 @@ def _fail(
     console.say_error(message, hint)
     for path in kept:
         console.say(f"kept: {path}")
-        # Windows of a long video are a folder, which says nothing of where the video lies.
-        again = (
-            "the same command" if path.is_dir() else f"osp generate --from {shlex.quote(str(path))}"
-        )
-        console.say_hint(f"{again} goes on from it")
+        if again := _way_on(path):
+            console.say_hint(f"{again} goes on from it")
     return exit_code
+
+
+def _way_on(path: Path) -> str:
+    """The command that goes on from what a run left; empty for what only plays."""
+    if path.is_dir():
+        # Windows of a long video are a folder, which says nothing of where the video lies.
+        return "the same command"
+    quoted = shlex.quote(str(path))
+    if path.name.endswith(STATE_SUFFIX):
+        return f"osp extend --resume {quoted}"
+    return f"osp generate --from {quoted}" if path.name.endswith(LATENTS_SUFFIX) else ""

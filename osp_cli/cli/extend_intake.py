@@ -13,13 +13,11 @@ from osp_cli.config import Layer
 from osp_cli.dials import Seeds, Size
 from osp_cli.errors import InvalidRequestError
 from osp_cli.extend_request import (
-    SCREENPLAY_SUFFIX,
-    STATE_SUFFIX,
     STREAM_EXTENSIONS,
     state_path,
 )
 from osp_cli.extend_settings import Continuation, SettledExtend, dials_of, settle_extend
-from osp_cli.outputs import STDOUT
+from osp_cli.outputs import STATE_SUFFIX, STDOUT
 from osp_cli.registry import model_specs
 from osp_cli.requests import STDIN
 
@@ -351,11 +349,3 @@ def _stdin_bytes() -> bytes:
     if not data:
         raise InvalidRequestError("stdin is empty", hint="pipe a picture in, or name a file")
     return data
-
-
-__all__ = [
-    "SCREENPLAY_SUFFIX",
-    "ExtendCall",
-    "gather_extend",
-    "print_extend_settings",
-]

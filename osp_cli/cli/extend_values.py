@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ def stage_list(text: str) -> StageList:
             raise InvalidRequestError(f"--stages must be 1 to 4, got {count}")
         return StageList(count)
     sizes = [tuple(size(part)) for part in text.split(",")]
-    for low, high in zip(sizes, sizes[1:], strict=False):
+    for low, high in itertools.pairwise(sizes):
         if (low[0] * 2, low[1] * 2) != high:
             raise InvalidRequestError(
                 f"--stages doubles from one size to the next, {low[0]}x{low[1]} is followed by "

@@ -90,7 +90,7 @@ def _run(settled: SettledExtend, started: float, manner: Manner) -> None:
     from osp_cli.stopping import StopSignal
 
     display = open_display(quiet=manner.quiet, verbose=manner.verbose, as_json=manner.as_json)
-    with StopSignal(talk=not manner.quiet).installed() as stop:
+    with StopSignal(talk=not manner.quiet, unit="chunk").installed() as stop:
         try:
             with display or contextlib.nullcontext():
                 if display is not None and manner.verbose:

@@ -109,6 +109,18 @@ class StreamingDecoder:
         self._begun = True
         return video.float().clamp(-1.0, 1.0)
 
+    def warm(self, latents: Tensor) -> None:
+        """Be as if these had just been pushed, as far as what comes next depends on them.
+
+        Args:
+            latents: that come right before, as `push` takes them; the very first of a stream, or
+                enough for what came before them to be forgotten.
+        """
+        if isinstance(self._stream, _LinearStream):
+            self._begun = True
+        else:
+            self.push(latents)
+
     def rest(self) -> None:
         """Keep what is remembered on the host until the next piece comes."""
         self._stream.rest()

@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 _Made = TypeVar("_Made")
 _Ready = TypeVar("_Ready")
@@ -20,7 +20,7 @@ _Ready = TypeVar("_Ready")
 _TICK = 0.1
 
 
-class _Stopped(Exception):  # noqa: N818 - no error: nobody wants the rest
+class _Stopped(Exception):
     """The conveyor was stopped while a worker waited."""
 
 
@@ -113,7 +113,7 @@ class Conveyor(Generic[_Made, _Ready]):
     def _run(
         self,
         work: Callable[[], None],
-        out: queue.Queue[object],
+        out: queue.Queue[Any],
     ) -> None:
         try:
             with contextlib.suppress(_Stopped):
@@ -148,14 +148,14 @@ class Conveyor(Generic[_Made, _Ready]):
             raise _Stopped
         return not self._drain.is_set()
 
-    def _put(self, where: queue.Queue[object], item: object) -> None:
+    def _put(self, where: queue.Queue[Any], item: Any) -> None:
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 where.put(item, timeout=_TICK)
                 return
         raise _Stopped
 
-    def _get(self, where: queue.Queue[object]) -> object:
+    def _get(self, where: queue.Queue[Any]) -> Any:
         while not self._stop.is_set():
             with contextlib.suppress(queue.Empty):
                 return where.get(timeout=_TICK)

@@ -260,7 +260,7 @@ class Shower:
         self._decoder = StreamingDecoder(vae)
         self._tail = tail
         if tail is not None and self._is_continuous:
-            self._decoder.push(tail)
+            self._decoder.warm(tail)
 
     @property
     def tail(self) -> Tensor | None:
