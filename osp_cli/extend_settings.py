@@ -191,7 +191,7 @@ def _new_frames(values: Mapping[str, Any]) -> int | None:
     """Pictures to add; a whole number is one already, seconds are a `float`."""
     length: int | float = values["seconds"]
     if isinstance(length, int):
-        return length
+        return int(length)
     if math.isinf(length):
         return None
     if not 0 < length <= 86400 * 30:

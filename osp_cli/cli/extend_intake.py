@@ -262,8 +262,7 @@ def _resumed(call: ExtendCall) -> SettledExtend:
         raise InvalidRequestError(
             f"{state} is no state of osp extend", hint=f"a state ends in {STATE_SUFFIX}"
         )
-    request = _request_of(recipe, call, state)
-    return request
+    return _request_of(recipe, call, state)
 
 
 def _request_of(recipe: Mapping[str, Any], call: ExtendCall, state: Path) -> SettledExtend:
