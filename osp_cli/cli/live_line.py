@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-# So little of a prompt says nothing.
-_LEAST_PROMPT = 12
+# Less of a prompt says nothing; so much of it is worth more than parts beyond that rank.
+_LEAST_PROMPT, _GOOD_PROMPT, _GOOD_RANK = 12, 24, 5
 _PROMPT_MARK = "prompt> "
 _PROMPT_RANK = 3
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -65,14 +65,20 @@ def live_line(event: ChunkStreamed, width: int, *, encoding: str = "utf-8") -> T
     # A line that fills the last column is two lines to some terminals.
     room = width - 1
     parts = _parts(event)
-    while len(parts) > 1 and cell_len(dot.join(part.text for part in parts)) > room:
-        parts.remove(max(parts, key=lambda part: part.rank))
+    prompt = console.visible(" ".join(event.prompt.split()))
+    # Some of the prompt comes before what is for engineers.
+    kept = 2 + min(cell_len(prompt), _GOOD_PROMPT) if prompt else 0
+    while len(parts) > 1:
+        least = max(parts, key=lambda part: part.rank)
+        taken = cell_len(dot.join(part.text for part in parts))
+        if taken + (kept if least.rank > _GOOD_RANK else 0) <= room:
+            break
+        parts.remove(least)
     line = Text(no_wrap=True, overflow="crop")
     for index, part in enumerate(parts):
         line.append(dot if index else "", "dim")
         line.append(part.text.replace(_TIMES, "x") if plain else part.text, part.style)
     left = room - line.cell_len - 2
-    prompt = console.visible(" ".join(event.prompt.split()))
     if prompt and left >= min(_LEAST_PROMPT, cell_len(prompt)) and parts[-1].rank == _PROMPT_RANK:
         if cell_len(prompt) > left:
             prompt = set_cell_size(prompt, left - 3).rstrip() + "..."
