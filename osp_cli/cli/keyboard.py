@@ -164,41 +164,43 @@ class LineEditor:
     def feed(self, data: bytes) -> None:
         """Take what the terminal has sent at once."""
         keys = list(_keys(self._decoder.decode(data)))
+        before = self._line
         for index, key in enumerate(keys):
             # The rest of what was pasted is text, even behind the end of a line.
             self._take(key, more=index + 1 < len(keys))
+        # Once for all that came, as each time the screen is drawn.
+        if self._line != before:
+            self._shown(self._line)
 
     def close(self) -> None:
         """Drop an unfinished line."""
         if self._line is not None:
-            self._set(None)
+            self._line = None
+            self._shown(None)
 
     def _take(self, key: str, *, more: bool) -> None:
         if self._line is None:
             if key == self._open_key:
-                self._set("")
+                self._line = ""
             elif key in self._keys:
                 self._keys[key]()
         elif key in _ENTER:
-            line = self._line
-            self._set("" if more else None)
+            line, self._line = self._line, "" if more else None
             if line.strip():
+                # It is not to be seen twice, once as typed and once in the answer.
+                self._shown(self._line)
                 self._said(line)
         elif key in (_ESCAPE, _END):
-            self._set(None)
+            self._line = None
         elif key in _BACKSPACES:
-            self._set(self._line[:-1])
+            self._line = self._line[:-1]
         elif key == _CLEAR:
-            self._set("")
+            self._line = ""
         elif key == _WORD:
             words = self._line.rstrip()
-            self._set(words[: words.rfind(" ") + 1])
+            self._line = words[: words.rfind(" ") + 1]
         elif len(key) == 1 and (key.isprintable() or key == "\t") and len(self._line) < _MOST:
-            self._set(self._line + (" " if key == "\t" else key))
-
-    def _set(self, line: str | None) -> None:
-        self._line = line
-        self._shown(line)
+            self._line += " " if key == "\t" else key
 
 
 def _keys(text: str) -> Iterator[str]:
