@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from osp_cli.dials import Ramp
-from osp_cli.errors import InvalidRequestError
+from osp_cli.errors import InvalidRequestError, OspError
 from osp_cli.screenplay import (
     MAX_CUES,
     Command,
@@ -234,7 +234,7 @@ class Direction:
             if said is None:
                 return Answer("")
             return self._obey(said) if isinstance(said, Command) else self._take(said, seconds)
-        except InvalidRequestError as error:
+        except OspError as error:
             hint = f"; {error.hint}" if error.hint else ""
             return Answer(f"not done: {error.message}{hint}", accepted=False)
 

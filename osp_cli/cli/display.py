@@ -42,7 +42,12 @@ class Display:
     Args:
         verbose: also tell what each component took to load.
         now: seconds of a steady clock.
+
+    Attributes:
+        is_live: a line changes in its place, which somebody who types must not disturb.
     """
+
+    is_live = False
 
     def __init__(self, *, verbose: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         self._verbose = verbose
@@ -225,6 +230,8 @@ def _left(seconds: int) -> str:
 
 class BarDisplay(Display):
     """The same on a terminal, with one live line below what was said before."""
+
+    is_live = True
 
     def __init__(self, *, verbose: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         super().__init__(verbose=verbose, now=now)

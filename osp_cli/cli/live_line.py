@@ -8,6 +8,7 @@ goes first; the prompt takes the room that is left.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, NamedTuple
 
 from osp_cli.cli import console
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-# So little of a prompt says nothing.
-_LEAST_PROMPT = 12
+# Less of a prompt says nothing; so much of it is worth more than parts beyond that rank.
+_LEAST_PROMPT, _GOOD_PROMPT, _GOOD_RANK = 12, 24, 5
 _PROMPT_MARK = "prompt> "
 _PROMPT_RANK = 3
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -64,14 +65,20 @@ def live_line(event: ChunkStreamed, width: int, *, encoding: str = "utf-8") -> T
     # A line that fills the last column is two lines to some terminals.
     room = width - 1
     parts = _parts(event)
-    while len(parts) > 1 and cell_len(dot.join(part.text for part in parts)) > room:
-        parts.remove(max(parts, key=lambda part: part.rank))
-    line = Text(no_wrap=True, overflow="crop", end="")
+    prompt = console.visible(" ".join(event.prompt.split()))
+    # Some of the prompt comes before what is for engineers.
+    kept = 2 + min(cell_len(prompt), _GOOD_PROMPT) if prompt else 0
+    while len(parts) > 1:
+        least = max(parts, key=lambda part: part.rank)
+        taken = cell_len(dot.join(part.text for part in parts))
+        if taken + (kept if least.rank > _GOOD_RANK else 0) <= room:
+            break
+        parts.remove(least)
+    line = Text(no_wrap=True, overflow="crop")
     for index, part in enumerate(parts):
         line.append(dot if index else "", "dim")
         line.append(part.text.replace(_TIMES, "x") if plain else part.text, part.style)
     left = room - line.cell_len - 2
-    prompt = console.visible(" ".join(event.prompt.split()))
     if prompt and left >= min(_LEAST_PROMPT, cell_len(prompt)) and parts[-1].rank == _PROMPT_RANK:
         if cell_len(prompt) > left:
             prompt = set_cell_size(prompt, left - 3).rstrip() + "..."
@@ -104,27 +111,32 @@ class LiveLine:
         self._live: Live | None = None
         self._event: ChunkStreamed | None = None
         self._typed: str | None = None
+        # Reentrant, as a signal may strike while it is held.
+        self._lock = threading.RLock()
 
     def show(self, event: ChunkStreamed) -> None:
         """A chunk is done."""
-        self._event = event
-        self._refresh()
+        with self._lock:
+            self._event = event
+            self._refresh()
 
     def show_typed(self, typed: str | None) -> None:
         """What somebody has typed of a line; None where nobody is typing."""
-        self._typed = typed
-        self._refresh()
+        with self._lock:
+            self._typed = typed
+            # Nobody wants it back for the sake of a line that is closed.
+            if typed is not None or self._live is not None:
+                self._refresh()
 
     def stop(self) -> None:
         """Take the line off the screen; it comes again with the next chunk."""
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
+        with self._lock:
+            live, self._live = self._live, None
+            if live is not None:
+                live.stop()
 
     def _refresh(self) -> None:
         if self._live is None:
-            if self._event is None and self._typed is None:
-                return
             from rich.live import Live
 
             # stdout may carry the video itself and is left alone.
@@ -159,7 +171,7 @@ def typed_line(typed: str, width: int) -> Text:
     shown = console.visible(typed)
     while cell_len(shown) > max(width - len(_PROMPT_MARK) - 2, 1):
         shown = shown[1:]
-    line = Text(no_wrap=True, overflow="crop", end="")
+    line = Text(no_wrap=True, overflow="crop")
     line.append(_PROMPT_MARK, "bold")
     line.append(shown)
     line.append(" ", "reverse")
