@@ -13,6 +13,8 @@ from osp_cli.media import ffmpeg
 from osp_cli.media.live.picture import Picture
 from osp_cli.media.video import TO_YUV
 
+# Its last words are there when it has ended, unless a child of its own holds them back.
+_WORDS_SECONDS = 2.0
 # In the order of how well they do; builds without GPL parts have no x264, some no OpenH264.
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
 
@@ -91,7 +93,8 @@ def stream_command(
         *(ffmpeg.ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-nostats", "-y"),
         # The tags first: they are read before ffmpeg waits for pictures.
         *(("-f", "ffmetadata", "-i", metadata) if metadata else ()),
-        *("-f", "rawvideo", "-pixel_format", "rgb24"),
+        # The rate is what we say: at high ones ffmpeg would wait for many frames to measure it.
+        *("-fpsprobesize", "0", "-f", "rawvideo", "-pixel_format", "rgb24"),
         *("-video_size", f"{picture.width}x{picture.height}"),
         *("-framerate", f"{picture.rate.numerator}/{picture.rate.denominator}", "-i", "pipe:0"),
         *("-map", "1:v" if metadata else "0:v", "-map_metadata", "0" if metadata else "-1"),
@@ -126,21 +129,22 @@ class LiveEncoder(ffmpeg.Encoder):
         """What its end means for the user; waits for that."""
         return self._failure()
 
-    def stop(self, *, seconds: float) -> int:
-        """End the input, wait for so long, then kill; the exit code.
+    def stop(self, *, seconds: float | None) -> int:
+        """End the input, wait for so long (None: for ever), then kill; the exit code.
 
         Safe while another thread is held up in `write`: that one then fails.
         """
         # Closing waits for a write that hangs, so the killing may not wait for the closing.
-        killer = threading.Timer(seconds, self._process.kill)
+        killer = threading.Timer(seconds or 0.0, self._process.kill)
         killer.daemon = True
-        killer.start()
+        if seconds is not None:
+            killer.start()
         try:
             self._close_input()
             code = self._process.wait()
         finally:
             killer.cancel()
-        self._reader.join(timeout=seconds)
+        self._reader.join(timeout=_WORDS_SECONDS)
         return code
 
     def _close_input(self) -> None:

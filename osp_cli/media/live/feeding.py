@@ -85,21 +85,30 @@ class Feeder:
         return taken
 
     def end(self, *, patience: float | None) -> None:
-        """Say that nothing follows; `join` waits until all is sent."""
-        if self._thread.ident is None or not self._put(None, patience):
-            self.abort()
-
-    def join(self) -> None:
-        """Wait until all is sent.
+        """Say that nothing follows; `join` waits until all is sent.
 
         Raises:
             What ended the target.
         """
+        if self._thread.ident is None or not self._put(None, patience):
+            self.abort()
+
+    def join(self, *, patience: float | None) -> bool:
+        """Wait until all is sent; False where the target did not take it in so many seconds.
+
+        Raises:
+            What ended the target.
+        """
+        deadline = None if patience is None else time.monotonic() + patience
         while self._thread.is_alive():
             # In slices, so that Ctrl-C gets through on every system.
             self._thread.join(_POLL_SECONDS)
+            if deadline is not None and time.monotonic() >= deadline:
+                self.abort()
+                return False
         if self._error is not None and not self._stop.is_set():
             raise self._error
+        return True
 
     def abort(self) -> None:
         """End the target at once."""
@@ -114,19 +123,31 @@ class Feeder:
             if self._error is not None:
                 raise self._error
             with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=_POLL_SECONDS)
+                if deadline is None:
+                    self._queue.put(item, timeout=_POLL_SECONDS)
+                else:
+                    left = max(0.001, deadline - time.monotonic())
+                    self._queue.put(item, timeout=min(_POLL_SECONDS, left))
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
         return True
 
+    def _next(self) -> NDArray[np.uint8] | None:
+        """The next chunk; None where none follows."""
+        while not self._stop.is_set():
+            with contextlib.suppress(queue.Empty):
+                return self._queue.get(timeout=_POLL_SECONDS)
+        return None
+
     def _run(self) -> None:
         try:
-            while (frames := self._queue.get()) is not None:
+            while (frames := self._next()) is not None:
                 for frame in frames:
                     if self._pacer is not None and not self._pacer.wait(self._stop):
                         return
                     self._target.write(frame)
-            self._target.close()
+            if not self._stop.is_set():
+                self._target.close()
         except (OspError, OSError, ValueError) as error:
             self._error = error

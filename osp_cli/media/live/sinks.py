@@ -17,6 +17,7 @@ from osp_cli.media.live.picture import Picture
 from osp_cli.media.live.recording import Recording
 from osp_cli.media.live.streams import Stream
 from osp_cli.media.live.targets import Target, check_targets, parse_targets
+from osp_cli.media.live.web_page import WebPage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 # Added to the time that a chunk is shown: how long one target may hold up the others.
 _PATIENCE_SECONDS = 1.0
+# Besides what is left to show, for a target to end.
+_END_SECONDS = 3.0
 
 
 def _no_status() -> Mapping[str, Any]:
@@ -143,7 +146,9 @@ def open_live(
         RuntimeFailureError: ffmpeg is missing.
     """
     places = parse_targets(targets, Path(output))
-    check_targets([place for place in places if place.kind != "file"], output, overwrite=overwrite)
+    viewers = [place for place in places if place.kind != "file"]
+    # A playlist is gone on with.
+    check_targets(viewers, output, overwrite=overwrite or first_frame > 0)
     picture = Picture(
         width=width,
         height=height,
@@ -159,9 +164,8 @@ def open_live(
     sink = _Targets(picture, recording, events)
     with contextlib.ExitStack() as stack:
         stack.callback(sink.abort)
-        for place in places:
-            if place.kind != "file":
-                sink.add(place, first_frame=first_frame, paced=paced)
+        for place in viewers:
+            sink.add(place, first_frame=first_frame, paced=paced)
         stack.pop_all()
     return sink
 
@@ -224,13 +228,11 @@ class _Targets:
             except BaseException:
                 self.abort()
                 raise
-        for step in ("end", "join"):
+        # All are told before one is waited for, so that they show the rest at the same time.
+        for step in (self._end, self._join):
             for feeder in list(self._feeders):
                 try:
-                    if step == "join":
-                        feeder.join()
-                    else:
-                        feeder.end(patience=self._patience(feeder))
+                    step(feeder)
                 except (OspError, OSError) as error:
                     self._drop(feeder, error)
         return saved
@@ -241,7 +243,31 @@ class _Targets:
         return None if self._recording is None else self._recording.abort()
 
     def _open(self, place: Target, first_frame: int) -> Watched:
+        if place.kind == "http":
+            page = WebPage(
+                self._picture,
+                port=place.port,
+                status=self._status,
+                steer=self._events.steer,
+                tell=self._tell,
+            )
+            self.addresses = (*self.addresses, page.address)
+            return page
         return Stream(place, self._picture, first_frame=first_frame)
+
+    def _end(self, feeder: Feeder) -> None:
+        feeder.end(patience=self._patience(feeder))
+
+    def _join(self, feeder: Feeder) -> None:
+        patience = self._patience(feeder)
+        # Two chunks are on their way at most.
+        if patience is not None:
+            patience += self._picture.chunk_seconds + _END_SECONDS
+        if not feeder.join(patience=patience):
+            self._tell(f"{feeder.name} did not take the end of the stream")
+
+    def _status(self) -> Mapping[str, Any]:
+        return {"rebuffers": self.rebuffers, **self._events.status()}
 
     def _patience(self, feeder: Feeder) -> float | None:
         """How long a target may hold up the others; for ever where there are none."""

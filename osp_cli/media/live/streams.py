@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from osp_cli.errors import InvalidRequestError, OspError, RuntimeFailureError
+from osp_cli.media.files import explained
 from osp_cli.media.live.encoding import (
     LiveEncoder,
     can_send,
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 _END_SECONDS = 10.0
 _ABORT_SECONDS = 1.0
+_SEGMENT = "-part"
+_PIPED = ("stdout", "mpv")
 # Numbers by which ffmpeg tells that nobody reads: EPIPE, negated, low byte or whole; SIGPIPE.
 _PIPE_CODES = (256 - 32, 2**32 - 32, -13)
 
@@ -75,26 +79,32 @@ class Stream:
         Raises:
             As for `write`.
         """
-        if self._encoder is None:
+        encoder = self._encoder
+        if encoder is None:
             return
-        encoder, self._encoder = self._encoder, None
+        # A reader may be slow or stopped for a while: cut off, what it has would be damaged.
+        patient = self._target.kind in _PIPED
         with self._stack:
-            if encoder.stop(seconds=_END_SECONDS):
+            if encoder.stop(seconds=None if patient else _END_SECONDS):
                 raise self._ended(encoder, encoder.failure())
             if self._player is not None:
                 # It shows what it has; after that it ends by itself.
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._player.wait(_END_SECONDS)
+        self._encoder = None
 
     def abort(self) -> None:
         """End it at once; safe while another thread is held up in `write`."""
-        if self._encoder is not None:
+        encoder = self._encoder
+        if encoder is not None:
             with self._stack:
-                self._encoder.stop(seconds=_ABORT_SECONDS)
+                encoder.stop(seconds=_ABORT_SECONDS)
             self._encoder = None
 
     def _start(self) -> LiveEncoder:
         path = Path(self._target.address or self.name)
+        if self._target.kind == "hls" and not self._first_frame:
+            self._clear_segments()
         with contextlib.ExitStack() as stack:
             stdout: int | None = None
             if self._target.kind == "stdout":
@@ -134,7 +144,7 @@ class Stream:
         if target.container == "y4m":
             return ["-filter_threads", "1", "-vf", TO_YUV, "-f", "yuv4mpegpipe", "pipe:1"]
         codec = [*codec_arguments(self._picture), "-flush_packets", "1"]
-        if target.kind in ("stdout", "mpv"):
+        if target.kind in _PIPED:
             return [*codec, "-f", "matroska", "-live", "1", "-cluster_time_limit", "1", "pipe:1"]
         if target.kind == "hls":
             return [*codec, *self._playlist(), f"file:{target.address}"]
@@ -144,8 +154,7 @@ class Stream:
         """Segments of one chunk each. As MPEG-TS: of the MP4 kind one frame is lost on going on."""
         flags = "independent_segments+temp_file" + ("+append_list" if self._first_frame else "")
         segments = Path(self._target.address).with_suffix("")
-        # A percent sign would be read as a number's place.
-        pattern = str(segments).replace("%", "%%") + "%05d.ts"
+        pattern = f"{segments}{_SEGMENT}%05d.ts"
         return [
             *("-f", "hls", "-hls_time", f"{self._picture.chunk_seconds:.6f}"),
             *("-hls_playlist_type", "event", "-hls_segment_type", "mpegts", "-hls_flags", flags),
@@ -153,13 +162,21 @@ class Stream:
             *("-output_ts_offset", f"{float(self._first_frame / self._picture.rate):.6f}"),
         ]
 
+    def _clear_segments(self) -> None:
+        """What an earlier stream of that name left, which nothing would ever refer to again."""
+        playlist = Path(self._target.address)
+        ours = re.compile(re.escape(playlist.stem + _SEGMENT) + r"\d{5,}\.ts")
+        with explained(playlist):
+            for entry in list(playlist.parent.iterdir()):
+                if ours.fullmatch(entry.name):
+                    entry.unlink()
+
     def _ended(self, encoder: LiveEncoder, error: OspError) -> BaseException:
         """What the end of this ffmpeg means."""
         code = encoder.stop(seconds=_ABORT_SECONDS)
-        piped = self._target.kind in ("stdout", "mpv")
         with self._stack:
             self._encoder = None
-        if piped and (code in _PIPE_CODES or "Broken pipe" in encoder.said):
+        if self._target.kind in _PIPED and (code in _PIPE_CODES or "Broken pipe" in encoder.said):
             return BrokenPipeError(f"nobody reads {self.name} any more")
         if self._target.kind != "url":
             return error

@@ -95,6 +95,11 @@ def parse_target(text: str) -> Target:
     if name.lower() in _SCHEMES and detail.startswith("//"):
         return _url(text)
     if text.lower().endswith(".m3u8") and "://" not in text:
+        if "%" in str(Path(text).absolute()):
+            raise InvalidRequestError(
+                f"a playlist cannot be called {text}: its segments are numbered, and % stands for "
+                "the number"
+            )
         return Target("hls", text, text, "hls")
     raise InvalidRequestError(f"{text!r} is no target of a stream", hint=f"one of {_EXAMPLES}")
 
