@@ -196,7 +196,8 @@ def _new_frames(values: Mapping[str, Any]) -> int | None:
         return None
     if not 0 < length <= 86400 * 30:
         raise InvalidRequestError(f"--seconds must be above 0, got {length:g}")
-    return math.ceil(length * values["fps"] - 1e-9)
+    frames: int = math.ceil(length * values["fps"] - 1e-9)
+    return frames
 
 
 def _context(wanted: Continuation, spec: ModelSpec) -> int:

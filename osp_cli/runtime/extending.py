@@ -432,7 +432,7 @@ class _Run:
         return self._status
 
     def _steer(self, line: str) -> str:
-        return str(self._direction.say(line))
+        return self._direction.say(line)
 
     def _steered(self, line: str) -> str | None:
         answer = self._direction.say(line)
