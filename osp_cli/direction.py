@@ -13,8 +13,9 @@ import threading
 from bisect import insort
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+from osp_cli.crossfade import Crossfade, Shares, Wording
 from osp_cli.dials import Ramp
 from osp_cli.errors import InvalidRequestError, OspError
 from osp_cli.screenplay import (
@@ -29,21 +30,14 @@ from osp_cli.screenplay import (
 )
 from osp_cli.style_mix import NO_STYLE
 
+__all__ = ["Answer", "Direction", "Scene", "Shares", "Shot", "Wording"]
+
 # The paper's (section 5.1).
 _CUTOFF = Ramp(0.1, 0.1)
-# A share of words so small that it is not worth a reading; the others take it over.
-_NOTHING = 0.005
 _HELP = (
     "type a prompt, --style NAME, --cutoff 0.3 or several of them; 1:05: before it names a time; "
     "snapshot keeps a picture, quit ends the stream after its chunk"
 )
-
-
-class Wording(NamedTuple):
-    """What the model reads: a prompt, and the style that words it."""
-
-    prompt: str
-    style: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +66,6 @@ class Scene:
             self.style if cue.style is None else cue.style,
             self.cutoff if cue.cutoff is None else cue.cutoff,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """Where a chunk stands between two wordings.
-
-    Attributes:
-        words: what was read up to now, with shares that add up to 1; more than one where a change
-            came before the last one was over. In the order in which they came.
-        towards: what is read in the end.
-        share: of `towards`, above 0 and at most 1; 1 where nothing changes any more.
-    """
-
-    words: tuple[tuple[Wording, float], ...]
-    towards: Wording
-    share: float
-
-    @property
-    def flat(self) -> tuple[tuple[Wording, float], ...]:
-        """All wordings with a share in the chunk, each once; the shares add up to 1."""
-        return _mixed(self.words, self.towards, self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +129,9 @@ class Direction:
         crossfade: int = 1,
         check: Callable[[Scene], None] | None = None,
     ) -> None:
-        if crossfade < 1:
-            raise ValueError(f"a change takes at least one chunk, got {crossfade}")
         self._lock = threading.RLock()
         self._first = scene
         self._cues: list[Cue] = []
-        self._crossfade = crossfade
         self._check = check
         for cue in cues:
             self._insert(cue)
@@ -170,8 +140,7 @@ class Direction:
         # The chunk to be begun next, and where it begins.
         self._chunk, self._next = 0, 0.0
         self._shown: Scene | None = None
-        self._before: tuple[tuple[Wording, float], ...] = ()
-        self._faded = 0
+        self._fade = Crossfade(crossfade)
         self._ends, self._snapshots = False, 0
 
     def begin(self, start: float, seconds: float) -> Shot:
@@ -191,7 +160,7 @@ class Direction:
             passed = [cue for cue in self._cues if _time(cue) < middle]
             scene = self._scene_after(passed)
             before, self._shown = self._shown, scene
-            shares = self._fade(before, scene)
+            shares = self._fade.step(scene.wording)
             restyled = before is None or (before.style, before.cutoff) != (
                 scene.style,
                 scene.cutoff,
@@ -278,12 +247,10 @@ class Direction:
                      "cutoff": None if cue.cutoff is None else list(cue.cutoff)}
                     for cue in self._cues
                 ],
-                "crossfade": self._crossfade,
                 "chunk": self._chunk,
                 "next": self._next,
                 "shown": None if self._shown is None else _scene_json(self._shown),
-                "before": [[*wording, share] for wording, share in self._before],
-                "faded": self._faded,
+                "crossfade": self._fade.as_json(),
             }  # fmt: skip
 
     @classmethod
@@ -305,14 +272,10 @@ class Direction:
                 )
                 for cue in value["cues"]
             ]
-            made = cls(cues, _scene(value["scene"]), crossfade=int(value["crossfade"]), check=check)
+            made = cls(cues, _scene(value["scene"]), check=check)
+            made._fade = Crossfade.from_json(value["crossfade"])
             made._chunk, made._next = int(value["chunk"]), float(value["next"])
             made._shown = None if value["shown"] is None else _scene(value["shown"])
-            made._before = tuple(
-                (Wording(_text(prompt), _text(style)), float(share))
-                for prompt, style, share in value["before"]
-            )
-            made._faded = int(value["faded"])
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidRequestError(
                 "the state of the stream holds no timeline that can be read",
@@ -371,34 +334,6 @@ class Direction:
                 prompts.clear()
             prompts.append(cue.prompt)
         return prompts
-
-    def _fade(self, before: Scene | None, scene: Scene) -> Shares:
-        """One chunk further from what was read before to the words of `scene`."""
-        if before is None:
-            self._before, self._faded = ((scene.wording, 1.0),), self._crossfade
-        elif before.wording != scene.wording:
-            # From wherever an unfinished change has come to.
-            share = self._faded / self._crossfade
-            self._before, self._faded = _mixed(self._before, before.wording, share), 1
-        else:
-            self._faded = min(self._faded + 1, self._crossfade)
-        return Shares(self._before, scene.wording, self._faded / self._crossfade)
-
-
-def _mixed(
-    words: tuple[tuple[Wording, float], ...], towards: Wording, share: float
-) -> tuple[tuple[Wording, float], ...]:
-    """`words` and `towards` by `share`, each wording once; what is next to nothing is left out."""
-    if share >= 1:
-        return ((towards, 1.0),)
-    shares: dict[Wording, float] = {}
-    for wording, part in words:
-        shares[wording] = shares.get(wording, 0.0) + part * (1 - share)
-    # Last, as the one that came last.
-    shares[towards] = shares.pop(towards, 0.0) + share
-    kept = {wording: part for wording, part in shares.items() if part > _NOTHING}
-    total = sum(kept.values())
-    return tuple((wording, part / total) for wording, part in kept.items())
 
 
 def _time(cue: Cue) -> float:

@@ -35,6 +35,7 @@ FLOORS = [
         "stage_sizes",
         "screenplay",
         "direction",
+        "crossfade",
         "extend_request",
         "extend_settings",
         "last_output",
@@ -51,8 +52,6 @@ FLOORS = [
         "own_styles",
         "toml_files",
         "loras",
-        "screenplay",
-        "direction",
     },
     {"__init__"},
 ]

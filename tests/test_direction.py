@@ -220,8 +220,10 @@ def test_a_state_goes_on_as_if_nothing_had_happened(text, said, crossfade, stop)
 @pytest.mark.parametrize(
     "damage",
     [
-        {"cues": [{}]}, {"cues": None}, {"scene": None}, {"crossfade": "x"}, {"crossfade": 0},
-        {"before": [["a", "none"]]}, {"next": None}, {"shown": {"prompt": 1}},
+        {"cues": [{}]}, {"cues": None}, {"scene": None}, {"crossfade": "x"},
+        {"crossfade": {"chunks": 0}},
+        {"crossfade": {"chunks": 1, "before": [["a", "none"]], "towards": None, "faded": 1}},
+        {"next": None}, {"shown": {"prompt": 1}},
         {"cues": [{"seconds": 1, "prompt": 7, "style": None, "cutoff": None}]},
     ],
 )  # fmt: skip
