@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from osp_cli.errors import InvalidRequestError, OspError
 from osp_cli.events import Saved
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # Longer than the end of any file takes; a disk that hangs is given up on.
 _END_SECONDS = 60.0
 _ABORT_SECONDS = 3.0
+# More than a pipe holds anywhere.
+_IN_PIPES = 2**21
 
 
 def recording_path(output: Path) -> Path:
@@ -64,9 +66,10 @@ def check_recording(output: Path, *, overwrite: bool, resumed: bool = False) -> 
     check_writable(output, overwrite=overwrite or resumed)
     check_writable(sidecar_path(output), overwrite=overwrite or resumed)
     unfinished = recording_path(output)
+    _check_free(unfinished)
     if unfinished.exists() and not overwrite:
         raise InvalidRequestError(
-            f"{unfinished} exists already: another run is writing it, or was killed",
+            f"{unfinished} exists already: it is of a run that was killed",
             hint="--resume goes on from it, -y begins anew, -o names another file",
         )
     check_writable(unfinished, overwrite=True)
@@ -106,6 +109,7 @@ class Recording:
         self._overwrite = overwrite or bool(earlier)
         self._earlier = tuple(earlier)
         self._stack = contextlib.ExitStack()
+        self._tags = contextlib.ExitStack()
         self._encoder: LiveEncoder | None = None
 
     def write(self, frames: NDArray[np.uint8]) -> None:
@@ -126,6 +130,9 @@ class Recording:
                 self.num_frames += 1
         except OspError as error:
             raise self._cut_short(error) from error
+        if self.num_frames * frames[:1].nbytes > _IN_PIPES:
+            # ffmpeg reads frames, so it has read the tags: a run that is killed leaves none.
+            self._tags.close()
 
     def close(self, recipe: Mapping[str, Any] | None = None) -> Saved | None:
         """End the file and give it its name; None where no frame came and none came before.
@@ -172,12 +179,14 @@ class Recording:
                     stale.unlink()
             mode = "wb" if self._overwrite else "xb"
             try:
-                self.path.open(mode).close()
+                # Kept open for its lock alone: ffmpeg writes.
+                _lock(stack.enter_context(self.path.open(mode)))
             except FileExistsError:
                 check_recording(self._output, overwrite=False, resumed=bool(self._earlier))
                 raise
             stack.callback(self._remove_if_empty)
-            tags = stack.enter_context(metadata_file(self._comment))
+            tags = self._tags.enter_context(metadata_file(self._comment))
+            stack.callback(self._tags.close)
             matroska = FORMATS[self._output.suffix.lower()] == "matroska"
             arguments = [
                 *codec_arguments(self._picture),
@@ -258,11 +267,12 @@ def take_up(output: Path, frames: int) -> tuple[Path, ...]:
         The pieces in their order, for `earlier` of `open_live`.
 
     Raises:
-        InvalidRequestError: fewer frames are there.
+        InvalidRequestError: fewer frames are there, or another run is writing them right now.
         WontFitError: the disk is full.
     """
     pieces = _pieces(output)
     unfinished = recording_path(output)
+    _check_free(unfinished)
     with explained(output):
         if unfinished.exists():
             if count_frames(unfinished):
@@ -300,6 +310,33 @@ def recorded_frames(output: Path) -> int:
     """How many frames of a stream can be decoded: its file, its pieces and its recording."""
     there = [path for path in (output, *_pieces(output), recording_path(output)) if path.exists()]
     return sum(count_frames(path) for path in there)
+
+
+def _check_free(unfinished: Path) -> None:
+    """Refuse a recording that another run is writing right now.
+
+    The system forgets a lock with its process, however that ends.
+    """
+    with contextlib.suppress(ImportError, FileNotFoundError):
+        import fcntl  # not on Windows, where a file that is written cannot be replaced anyway
+
+        with explained(unfinished), unfinished.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InvalidRequestError(
+                    f"{unfinished} is being written by another run",
+                    hint="stop that one first, or choose another name with -o",
+                ) from None
+            except OSError:
+                return  # no locks on this file system
+
+
+def _lock(file: IO[bytes]) -> None:
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _piece(output: Path, number: int) -> Path:

@@ -17,7 +17,6 @@ from osp_cli.media.live.picture import Picture
 from osp_cli.media.live.recording import Recording
 from osp_cli.media.live.streams import Stream
 from osp_cli.media.live.targets import Target, check_targets, parse_targets
-from osp_cli.media.live.web_page import WebPage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -244,6 +243,8 @@ class _Targets:
 
     def _open(self, place: Target, first_frame: int) -> Watched:
         if place.kind == "http":
+            from osp_cli.media.live.web_page import WebPage
+
             page = WebPage(
                 self._picture,
                 port=place.port,

@@ -14,9 +14,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from osp_cli.errors import InvalidRequestError, RuntimeFailureError, WontFitError
+from osp_cli.errors import (
+    InvalidRequestError,
+    RuntimeFailureError,
+    UnreadableMediaError,
+    WontFitError,
+)
 from osp_cli.media import ffmpeg
-from osp_cli.media.live import count_frames, recorded_frames, recording_path, take_up
+from osp_cli.media.live import (
+    count_frames,
+    cut_to,
+    join,
+    recorded_frames,
+    recording_path,
+    take_up,
+)
 from osp_cli.media.live.encoding import video_encoder
 from osp_cli.media.recipes import read_recipe, sidecar_path
 from osp_cli.media.video import probe_video
@@ -41,6 +53,11 @@ def boxes(path: Path) -> list[str]:
         names.append(data[4:8].decode())
         data = data[int.from_bytes(data[:4]) :]
     return names
+
+
+def noise(seed: int) -> np.ndarray:
+    """A chunk that no codec makes small."""
+    return np.random.default_rng(seed).integers(0, 256, (CHUNK, 48, 64, 3), dtype=np.uint8)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -221,7 +238,7 @@ def test_the_death_of_this_process(tmp_path, name):
     assert wait_until(lambda: not is_running(encoder))
     assert left_in(tmp_path) == [recording_path(path).name]
     assert recorded_frames(path) == 24
-    with pytest.raises(InvalidRequestError, match="another run is writing it"):
+    with pytest.raises(InvalidRequestError, match="of a run that was killed"):
         open_stream(path)
 
     earlier = take_up(path, 18)
@@ -268,17 +285,118 @@ def tiny_disk(tmp_path):
 
 @BOTH
 def test_a_full_disk(tiny_disk, name):
-    noise = np.random.default_rng(0).integers(0, 256, (CHUNK, 48, 64, 3), dtype=np.uint8)
     sink = open_stream(tiny_disk / name)
     with pytest.raises(WontFitError, match=r"no space left.*plays up to its frame") as caught:
-        for _ in range(60):
-            sink.write(noise)
+        for index in range(60):
+            sink.write(noise(index))
         sink.close()
     sink.abort()
     kept = recording_path(tiny_disk / name)
     assert caught.value.kept == (kept,)
     assert count_frames(kept) > 2 * CHUNK
     assert not (tiny_disk / name).exists()
+
+
+def test_two_runs_do_not_write_one_file(tmp_path):
+    path = tmp_path / "clip.mp4"
+    sink = open_stream(path)
+    write_chunks(sink, 0)
+    for attempt in (
+        lambda: open_stream(path, overwrite=True),
+        lambda: open_stream(path),
+        lambda: take_up(path, 6),
+    ):
+        with pytest.raises(InvalidRequestError, match="is being written by another run"):
+            attempt()
+    sink.close()
+    assert numbers_in(path) == list(range(6))
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_frames_that_are_counted_can_be_decoded(tmp_path, name):
+    """Cut at any byte, a recording has as many frames as a decoder gets out of it."""
+    sink = open_stream(tmp_path / name)
+    for index in range(3):
+        sink.write(noise(index))
+    growing = recording_path(tmp_path / name)
+    assert wait_until(lambda: growing.exists() and count_frames(growing) >= 17, 5)
+    data = growing.read_bytes()
+    sink.abort()
+    counts = set()
+    for size in np.random.default_rng(0).integers(len(data) // 3, len(data), 6):
+        cut = tmp_path / f"cut-{name}"
+        cut.write_bytes(data[:size])
+        frames = count_frames(cut)
+        said = subprocess.run(
+            [
+                *(ffmpeg.ffmpeg_exe(), "-v", "error", "-err_detect", "explode", "-i", cut),
+                *("-f", "framecrc", "-"),
+            ],
+            capture_output=True,
+            text=True,
+        )
+        assert frames == sum(line[0] != "#" for line in said.stdout.splitlines())
+        counts.add(frames)
+    assert len(counts) > 3
+
+
+def test_cutting(tmp_path):
+    path = tmp_path / "clip.mp4"
+    sink = open_stream(path)
+    write_chunks(sink, 0, 6, 12)
+    sink.close()
+    cut_to(path, 12)
+    assert numbers_in(path) == list(range(12))
+    assert read_recipe(path) == RECIPE
+    before = path.read_bytes()
+    cut_to(path, 12)
+    with pytest.raises(UnreadableMediaError, match="has 12 frames, 13 were to be kept"):
+        cut_to(path, 13)
+    with pytest.raises(ValueError, match="nothing would be left"):
+        cut_to(path, 0)
+    assert path.read_bytes() == before
+
+
+def test_joining_what_does_not_fit(tmp_path):
+    for name, fps in (("a.mp4", 24), ("b.mp4", 12)):
+        sink = open_stream(tmp_path / name, fps=fps)
+        write_chunks(sink, 0)
+        sink.close()
+    with pytest.raises(RuntimeFailureError, match="time stamps of its frames are uneven"):
+        join([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "c.mp4")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    with pytest.raises(UnreadableMediaError, match="no frame that can be read"):
+        join([tmp_path / "a.mp4", tmp_path / "empty.mp4"], tmp_path / "c.mp4")
+    with pytest.raises(ValueError, match="no pieces"):
+        join([], tmp_path / "c.mp4")
+    assert not (tmp_path / "c.mp4").exists()
+
+
+def test_a_killed_run_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    sink = open_stream(tmp_path / "out" / "clip.mp4")
+    write_chunks(sink, 0)
+    assert len(left_in(tmp_path)) == 2
+    write_chunks(sink, *range(6, 240, 6))
+    assert left_in(tmp_path) == ["out"]
+    sink.close()
+    assert read_recipe(tmp_path / "out" / "clip.mp4") == RECIPE
+
+
+def test_refusals_wait_for_no_heavy_library(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; "
+        "from osp_cli.media.live import check_targets, parse_targets; "
+        f"out = Path({str(tmp_path / 'clip.mp4')!r}); "
+        "check_targets(parse_targets(['file', 'http', 'udp://127.0.0.1:9'], out), out, "
+        "overwrite=False); "
+        "print([name for name in ('torch', 'numpy', 'PIL', 'http.server') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_clean_end_is_gone_on_from_too(tmp_path):
