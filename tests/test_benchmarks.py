@@ -114,6 +114,49 @@ def test_each_way_of_the_14b_gives_the_same_clip(program, tmp_path):
     assert {row.count("|") for row in (head, rule, *rows)} == {12}
 
 
+LIVE = ("diffusers", "helios-fp8", "osp-3", "decode-eight", "rates")
+
+
+def live(program, names):
+    """Results of the parts of `realtime_14b` at their smallest, and its module."""
+    big = program("realtime_14b")
+    job = big.Job(tiny=True, runs=1, size=(64, 64))
+    return big, {name: json.loads(json.dumps(big.measure(name, job, None))) for name in names}
+
+
+def test_endless_video_is_measured_each_way(program):
+    big, found = live(program, ("loop", *LIVE))
+    # Two chunks that warm up and three that count, nine pictures each.
+    assert found["loop"]["frames"] == 45
+    assert found["loop"]["deepest_queue"] <= 2
+    assert found["loop"]["bytes"] > 1000
+    assert 0 < found["diffusers"]["decode"] < found["diffusers"]["seconds"]
+    for row in found.values():
+        assert all(value >= 0 for value in row.values())
+    [head, rule, *rows] = big.table({**found, "passes": {"error": "out of memory"}})
+    assert len(rows) == len(LIVE) + 2
+    assert {row.count("|") for row in (head, rule, *rows)} == {6}
+    assert any("failed" in row and "out of memory" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_all_ways_of_endless_video_run(program):
+    big = program("realtime_14b")
+    _, found = live(program, big.PARTS)
+    assert found.keys() == big.PARTS.keys()
+
+
+def test_float8_products_are_near_those_of_their_layer(program):
+    models = program("random_models")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 48, dtype=torch.bfloat16)
+    values = torch.randn(2, 5, 64, dtype=torch.bfloat16)
+    wanted = layer(values).detach().float()
+    found = models.Fp8Linear(layer)(values).float()
+    assert found.shape == wanted.shape
+    assert 0 < float((found - wanted).norm() / wanted.norm()) < 0.06
+
+
 @pytest.mark.slow
 def test_what_stylize_promises_is_measured_through_the_command(
     program, tiny_card, tmp_path, monkeypatch, capsys
