@@ -107,6 +107,9 @@ class PictureMemory:
         size: height, width of the frame in pixels.
         surround: cells around the frame that image tokens show too.
         latent_frames: that a chunk hands over.
+
+    Raises:
+        ValueError: it hands over fewer than overlap.
     """
 
     def __init__(
@@ -118,6 +121,8 @@ class PictureMemory:
         surround: int,
         latent_frames: int = 9,
     ) -> None:
+        if latent_frames < OVERLAP:
+            raise ValueError(f"a chunk hands over at least {OVERLAP} latent frames")
         self._transformer = transformer
         self._vae = vae
         self._picture = picture.permute(2, 0, 1)[None].float() / 127.5 - 1
