@@ -115,10 +115,10 @@ def _places(motion: Motion, size: tuple[int, int], frames: Tensor, grid: tuple[i
     # Pixels from the frame's centre.
     py = (y * height / 2)[None].expand(len(frames), *grid)
     px = (x * width / 2)[None].expand(len(frames), *grid)
-    dx, dy = _scene_warp(motion, size, frames, y, x)
+    dx, dy = scene_warp(motion, size, frames, y, x)
     px, py = px + dx, py + dy
 
-    scale, angle, shift_x, shift_y = _camera_path(motion, size, frames / CLIP_FRAMES)
+    scale, angle, shift_x, shift_y = camera_path(motion, size, frames / CLIP_FRAMES)
     cos, sin = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
     zoom = scale[:, None, None]
     qx = (cos * px + sin * py) / zoom + shift_x[:, None, None]
@@ -126,7 +126,7 @@ def _places(motion: Motion, size: tuple[int, int], frames: Tensor, grid: tuple[i
     return torch.stack([qx, qy], -1)
 
 
-def _camera_path(
+def camera_path(
     motion: Motion, size: tuple[int, int], progress: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Scale, angle (radians), and the frame's centre on the canvas (pixels), per frame."""
@@ -155,7 +155,7 @@ def _camera_path(
     return scale, angle, shift_x, shift_y
 
 
-def _scene_warp(
+def scene_warp(
     motion: Motion, size: tuple[int, int], frames: Tensor, y: Tensor, x: Tensor
 ) -> tuple[Tensor | float, Tensor | float]:
     """Displacement of the sampling point in pixels, `(num_frames, rows, columns)` each."""

@@ -16,22 +16,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from osp_cli.conditioning.vlm import QwenVLConditioner
+from osp_cli.models.mini_stream import (
+    CODE_SCALE,
+    CODES,
+    CUTOFF_STEPS,
+    GUIDE_SCALE,
+    Layout,
+    stream_layout,
+)
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.procedural.motions import Motion
 from osp_cli.procedural.prompts import random_motion, random_prompt, random_style
 from osp_cli.procedural.styles import STYLE_OPERATORS
 from osp_cli.sampling.fourier import fourier_features
-from osp_cli.training.mini_start import (
-    CODE_SCALE,
-    CODES,
-    CONSTANT,
-    CUTOFF_STEPS,
-    GUIDE_SCALE,
-    GUIDE_UNITS,
-    SPECTRUM_GAIN,
-    Layout,
-    stream_layout,
-)
+from osp_cli.training.mini_start import CONSTANT, GUIDE_UNITS, SPECTRUM_GAIN
 
 _SENTENCES = 64  # of a batch
 

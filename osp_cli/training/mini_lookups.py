@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from osp_cli.models.mini_stream import Layout, stream_layout
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
-from osp_cli.training.mini_start import CONTENT_SCALE, Layout, lookups, stream_layout
+from osp_cli.training.mini_start import CONTENT_SCALE, lookups
 
 
 @dataclass(frozen=True, slots=True)

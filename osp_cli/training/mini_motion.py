@@ -14,26 +14,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from osp_cli.models.positions import CELLS_PER_UNIT, grid_coordinates, sine_coordinates
+from osp_cli.models.mini_stream import (
+    CODE_SCALE,
+    CODES,
+    Layout,
+    motion_rows,
+    stream_layout,
+    told,
+)
+from osp_cli.models.positions import grid_coordinates, sine_coordinates
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.procedural.motions import Motion, displacement
 from osp_cli.procedural.prompts import random_motion, random_style
 from osp_cli.procedural.styles import STYLE_OPERATORS
 from osp_cli.training.mini_fit import Units, code_vector
-from osp_cli.training.mini_start import (
-    CODE_SCALE,
-    CODES,
-    CONSTANT,
-    CONTENT_SCALE,
-    FRACTION_SCALE,
-    GUIDE_SCALE,
-    GUIDE_UNITS,
-    JACOBIAN_SCALE,
-    PLACE_SCALE,
-    VELOCITY_SCALE,
-    Layout,
-    stream_layout,
-)
+from osp_cli.training.mini_start import CONSTANT, CONTENT_SCALE, GUIDE_UNITS
 
 # Of displacement, speed, its growth over a cell (half a cell is the most it serves), and a flag.
 _MOTION_WEIGHTS = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.05])
@@ -138,22 +133,9 @@ def _gate(entry: nn.Linear, first_code: int) -> None:
         entry.bias[unit] += bias
 
 
-def _motion_rows(layout: Layout) -> Iterator[tuple[int, int, float]]:
-    """Channels of the stream, the column of `token_motion` that is added there, and its scale."""
-    per_cell = PLACE_SCALE / CELLS_PER_UNIT
-    for axis in (0, 1):
-        yield layout.place.start + 2 * axis, axis, per_cell
-        yield layout.place.start + 2 * axis + 1, axis, -per_cell
-        yield layout.fraction.start + axis, axis, FRACTION_SCALE / CELLS_PER_UNIT
-        yield layout.velocity.start + axis, 2 + axis, VELOCITY_SCALE
-    for entry in range(4):
-        yield layout.jacobian.start + entry, 4 + entry, JACOBIAN_SCALE
-    yield layout.moved.start, 8, GUIDE_SCALE
-
-
 def _write_motion(last: nn.Linear, exit_: nn.Linear, layout: Layout) -> None:
     units = exit_.in_features
-    for row, column, scale in _motion_rows(layout):
+    for row, column, scale in motion_rows(layout):
         last.weight[row, :units] = scale * exit_.weight[column]
         last.bias[row] = scale * exit_.bias[column]
 
@@ -264,19 +246,8 @@ def told_motion(
         latents: `(clips, channels, frames, height, width)` as the model is called with.
         indices: `(frames,)`, of the first latent frame 0.
     """
-    layout, patch = stream_layout(model), model.config.patch_size[1]
+    patch = model.config.patch_size[1]
     grid = latents.shape[-2] // patch, latents.shape[-1] // patch
     known = [token_motion(motion, indices, grid, patch).flatten(0, 2) for motion in motions]
-    moved = torch.stack(known).to(latents.device)
-
-    def tell(_module: nn.Module, _args: object, result: Tensor) -> Tensor:
-        result = result.clone()
-        for row, column, scale in _motion_rows(layout):
-            result[..., row] = scale * moved[..., column]
-        return result
-
-    handle = model.blocks[0].ffn.register_forward_hook(tell)
-    try:
+    with told(model, torch.stack(known).to(latents.device)):
         yield
-    finally:
-        handle.remove()

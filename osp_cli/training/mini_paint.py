@@ -16,16 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from osp_cli.models.mini_stream import CODE_SCALE, CODES, Layout, stream_layout
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.training.mini_dit import DitObjective, continues, shard_sample
 from osp_cli.training.mini_lookups import Sample, tokens_of
-from osp_cli.training.mini_start import (
-    CODE_SCALE,
-    CODES,
-    CONTENT_SCALE,
-    Layout,
-    stream_layout,
-)
+from osp_cli.training.mini_start import CONTENT_SCALE
 from osp_cli.training.trainer import step_generator
 
 _CLIPS = 6  # at a time

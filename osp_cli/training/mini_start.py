@@ -47,19 +47,25 @@ from torch import Tensor, nn
 from osp_cli.conditioning.image_tokens import POSITION_FEATURES
 from osp_cli.conditioning.vlm import QwenVLConditioner
 from osp_cli.models.latent_projector import LatentProjector
+from osp_cli.models.mini_stream import (
+    CODE_SCALE,
+    CODES,
+    COPY_CHANNELS,
+    CUTOFF_STEPS,
+    FRACTION_SCALE,
+    GUIDE_SCALE,
+    JACOBIAN_SCALE,
+    PLACE_SCALE,
+    RING_CHANNELS,
+    SLICES,
+    SPECTRUM,
+    Layout,
+    ring_offsets,
+    stream_layout,
+)
 from osp_cli.models.positions import CELLS_PER_UNIT, GRID_CHANNELS
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
-from osp_cli.procedural.motions import CAMERA_MOTIONS, SCENE_MOTIONS
-from osp_cli.procedural.styles import STYLE_OPERATORS
 
-# What the language model is asked; no answer (no camera, normal speed, no style) is all zeros.
-CODES: tuple[tuple[str, str], ...] = (
-    *(("style", name) for name in STYLE_OPERATORS),
-    *(("camera", name) for name in CAMERA_MOTIONS),
-    *(("scene", name) for name in SCENE_MOTIONS),
-    ("speed", "slow"),
-    ("speed", "fast"),
-)
 # phi(s) = -k s at the start, and k = 0 is the paper's own. Any other k has to be taken out again,
 # which a model that is not sure of s does with the mean over frames: that mean holds the noise's
 # mean too, and the clip keeps it (15 dB after training with k = 1, from 27 dB at the start).
@@ -69,11 +75,6 @@ CONTENT_SCALE = 0.25  # faint, so that layer norms hardly measure the noise
 CONSTANT = 32.0  # loud, so that layer norms hardly measure anything else
 _TOKEN_SCALE = 0.25  # keeps tokens where a shifted GELU is straight
 _GELU_BIAS = 6.0
-CODE_SCALE = 4.0
-PLACE_SCALE = 4.0
-FRACTION_SCALE = CELLS_PER_UNIT  # of a cell, from -1/2 to 1/2
-VELOCITY_SCALE = 4.0
-JACOBIAN_SCALE = 8.0
 _TIME_SCALE = 0.5
 _SMALLEST_TIME = 0.06
 # Sharpness of a lookup, in 1 / cell^2: e^-8 of the weight for a neighbouring cell.
@@ -82,100 +83,11 @@ _NEAR_SHARPNESS = 4.0
 _STAIR_SHARPNESS = 16.0
 _SEARCH_LOGIT = 16.0  # image tokens against all the other rows
 _SLICE = 16  # channels that a head carries
-# Slices of the picture's channels, each a head for every cell of a token; the last two are too fine
-# for blocks to read. Beside each: after which cutoff percentile it is left out.
-_SLICES: tuple[tuple[int, int, float | None], ...] = (
-    (0, 8, None),
-    (8, 20, 0.8),
-    (20, 32, 0.6),
-    (32, 48, 0.42),
-    (48, 64, 0.25),
-)
-COPY_CHANNELS = 32
 _STILL_CHANNELS = 48  # from here on, only what has not moved is looked up
-RING_CHANNELS = 5  # of each of the twelve cells around a token
-CUTOFF_STEPS = tuple(sorted(step for *_, step in _SLICES if step))
-GUIDE_SCALE = 4.0
-# Groups of channels whose mean Fourier magnitude is told apart.
-_SPECTRUM = ((0, 1), (1, 2), (2, 3), (3, 6), (6, 11), (11, 21), (21, 41), (41, 64))
 SPECTRUM_GAIN = 64.0  # of the mean over the clip against the token's own
 _TURN_AWAY = 16000.0  # logit; a lookup in the corner of a large frame reaches an eighth of that
 _TURN_FROM = 0.6  # of a full answer: half an answer is none
 GUIDE_UNITS = 64  # hidden units of the first feed-forward layer that read the spectrum
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where things are in the stream of a token, as slices."""
-
-    width: int
-    content: slice
-    copy: slice
-    place: slice  # +x, -x, +y, -y
-    fraction: slice  # x, y
-    velocity: slice  # x, y
-    jacobian: slice  # how the displacement grows over a cell: of x along x, along y, of y likewise
-    moved: slice  # whether the content has left its place
-    codes: slice
-    guide: slice  # a step for every cutoff of `CUTOFF_STEPS`
-    spectrum: slice
-    means: slice
-    coordinates: slice  # frame size, time, sines
-    ring: slice
-    free: slice
-    constants: slice
-
-    @property
-    def writable(self) -> Tensor:
-        """Mask over the stream of what trained layers may write to."""
-        mask = torch.zeros(self.width)
-        for part in (self.content, self.copy, self.ring, self.free, self.means):
-            mask[part] = 1.0
-        return mask
-
-    @property
-    def readable(self) -> Tensor:
-        """Mask over the stream of what trained layers may read."""
-        mask = torch.ones(self.width)
-        mask[self.content] = 0.0
-        return mask
-
-
-def stream_layout(model: FlashI2VTransformer3DModel) -> Layout:
-    """The layout of a model's stream.
-
-    Raises:
-        ValueError: its geometry has no room.
-    """
-    width = model.proj_out.in_features
-    cells = model.config.patch_size[1] * model.config.patch_size[2]
-    sizes = {
-        "content": model.config.in_channels * cells,
-        "copy": min(COPY_CHANNELS, model.config.in_channels) * cells,
-        "place": 4,
-        "fraction": 2,
-        "velocity": 2,
-        "jacobian": 4,
-        "moved": 1,
-        "codes": len(CODES),
-        "guide": len(CUTOFF_STEPS),
-        "spectrum": len(_SPECTRUM),
-        "means": 6,
-        "coordinates": model.config.position_channels + GRID_CHANNELS - 2,
-        "ring": len(_ring(model.config.patch_size[1])) * RING_CHANNELS,
-    }
-    parts, start = {}, 0
-    for name, size in sizes.items():
-        parts[name] = slice(start, start + size)
-        start += size
-    if start + 12 > width or model.config.text_dim != width:
-        raise ValueError(f"width {width} cannot hold {start + 12} channels")
-    return Layout(
-        width=width,
-        **parts,
-        free=slice(start, width - 12),
-        constants=slice(width - 12, width),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +116,13 @@ class Lookup:
     moved: bool | None = None
 
 
-def _ring(patch: int) -> list[tuple[float, float]]:
-    """Offsets of the cells around a token, in cells from its middle."""
-    places = [step - (patch + 1) / 2 for step in range(patch + 2)]
-    edge = (places[0], places[-1])
-    return [(x, y) for y in places for x in places if x in edge or y in edge]
-
-
 def lookups(channels: int, patch: int) -> list[Lookup]:
     """All lookups worth having, the most telling first; blocks take them in this order."""
     middle = (patch - 1) / 2
     corners = list(product(range(patch), range(patch)))
     steps = (-1.0, -0.5, 0.0, 0.5, 1.0)
     near = sorted(((x, y) for x in steps for y in steps), key=lambda o: (o[0] ** 2 + o[1] ** 2, o))
-    slices = [(a, min(b, channels), cut) for a, b, cut in _SLICES if a < channels]
+    slices = [(a, min(b, channels), cut) for a, b, cut in SLICES if a < channels]
     # From a cell's middle to the nearest cell's: zero, not a step, where nothing moves.
     result = [Lookup((middle, middle), _STAIR_SHARPNESS, -1)]
     for (start, stop, cutoff), (row, column) in product(slices, corners):
@@ -228,7 +133,7 @@ def lookups(channels: int, patch: int) -> list[Lookup]:
             Lookup(offset, _OWN_SHARPNESS, start, stop, (row, column), cutoff=cutoff, moved=moved)
         )
     result.append(Lookup((0.0, 0.0), 0.0, 0, min(6, channels)))
-    for number, offset in enumerate(_ring(patch)):
+    for number, offset in enumerate(ring_offsets(patch)):
         result.append(Lookup(offset, _OWN_SHARPNESS, 0, min(_SLICE, channels), ring=number))
     # What is fitted to all that moves; a token's own cells are among it, to be weakened.
     for start, stop, cutoff in ((0, _SLICE, None), (_SLICE, 2 * _SLICE, 0.6)):
@@ -320,7 +225,7 @@ def _start_guide(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
     """
     patch, mix = model.fourier_embedding
     nn.init.zeros_(patch.weight)
-    for row, (start, stop) in enumerate(_SPECTRUM):
+    for row, (start, stop) in enumerate(SPECTRUM):
         group = slice(start, min(stop, model.config.in_channels))
         if group.start < group.stop:
             # Faint, so that layer norms hardly measure it.
@@ -331,7 +236,7 @@ def _start_guide(model: FlashI2VTransformer3DModel, layout: Layout) -> None:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     divisor = (12 * CONSTANT**2 / layout.width) ** 0.5
-    for row in range(len(_SPECTRUM)):
+    for row in range(len(SPECTRUM)):
         attention.to_v.weight[row, layout.spectrum.start + row] = divisor
         # The stream's mean, which the layer norm took out: the gain below would multiply it.
         attention.to_v.weight[row, layout.constants] = -divisor / 12

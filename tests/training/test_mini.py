@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from osp_cli.models.mini_stream import stream_layout
 from osp_cli.plan import Plan
 from osp_cli.registry import find_model
 from osp_cli.runtime.loading import Components, load_components
 from osp_cli.training import codec, mini, mini_data, mini_decoder
 from osp_cli.training.mini import STAGES, load_recipe, make
-from osp_cli.training.mini_start import stream_layout
 from osp_cli.training.trainer import share_work
 
 RECIPE = {

@@ -6,6 +6,13 @@ import pytest
 import torch
 
 from osp_cli.conditioning.image_tokens import blur_latents
+from osp_cli.models.mini_stream import (
+    CODE_SCALE,
+    CODES,
+    CUTOFF_STEPS,
+    GUIDE_SCALE,
+    stream_layout,
+)
 from osp_cli.procedural.motions import Motion
 from osp_cli.procedural.styles import STYLE_OPERATORS
 from osp_cli.sampling.fourier import fourier_features
@@ -13,14 +20,7 @@ from osp_cli.training.mini_fit import code_vector, fit_guide, fit_language
 from osp_cli.training.mini_motion import (
     fit_motion,
 )
-from osp_cli.training.mini_start import (
-    CODE_SCALE,
-    CODES,
-    CUTOFF_STEPS,
-    GUIDE_SCALE,
-    GUIDE_UNITS,
-    stream_layout,
-)
+from osp_cli.training.mini_start import GUIDE_UNITS
 
 CHANNELS = 4
 

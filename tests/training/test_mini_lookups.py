@@ -5,13 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from osp_cli.models.mini_stream import GUIDE_SCALE, stream_layout
 from osp_cli.sampling.latent_shift import project_first_frame
 from osp_cli.training.losses import add_noise
 from osp_cli.training.mini_lookups import Sample, fit_lookups
-from osp_cli.training.mini_start import (
-    GUIDE_SCALE,
-    stream_layout,
-)
 
 CHANNELS = 4
 

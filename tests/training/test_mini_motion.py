@@ -7,6 +7,13 @@ import random
 import pytest
 import torch
 
+from osp_cli.models.mini_stream import (
+    FRACTION_SCALE,
+    GUIDE_SCALE,
+    JACOBIAN_SCALE,
+    PLACE_SCALE,
+    stream_layout,
+)
 from osp_cli.models.positions import CELLS_PER_UNIT
 from osp_cli.procedural.motions import Motion
 from osp_cli.training.mini_fit import code_vector
@@ -16,13 +23,6 @@ from osp_cli.training.mini_motion import (
     motion_groups,
     token_motion,
     told_motion,
-)
-from osp_cli.training.mini_start import (
-    FRACTION_SCALE,
-    GUIDE_SCALE,
-    JACOBIAN_SCALE,
-    PLACE_SCALE,
-    stream_layout,
 )
 
 CHANNELS = 4

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from osp_cli.models.mini_stream import stream_layout
 from osp_cli.training import mini_paint
 from osp_cli.training.mini_dit import shard_sample
 from osp_cli.training.mini_lookups import Sample, tokens_of
@@ -18,7 +19,7 @@ from osp_cli.training.mini_paint import (
     painting_objective,
     save_tokens,
 )
-from osp_cli.training.mini_start import protect, stream_layout
+from osp_cli.training.mini_start import protect
 from osp_cli.training.trainer import LoopSettings, Trainer
 
 SEED = 1  # of noise, at levels that the exit divides by exactly

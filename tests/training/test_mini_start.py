@@ -10,6 +10,15 @@ from torch import Tensor
 
 from osp_cli.conditioning.image_tokens import blur_latents
 from osp_cli.models.latent_projector import LatentProjector
+from osp_cli.models.mini_stream import (
+    CODE_SCALE,
+    CODES,
+    COPY_CHANNELS,
+    CUTOFF_STEPS,
+    PLACE_SCALE,
+    RING_CHANNELS,
+    stream_layout,
+)
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame, shift_latents
@@ -17,18 +26,11 @@ from osp_cli.sampling.schedulers import euler_schedule
 from osp_cli.training.losses import flash_loss
 from osp_cli.training.mini_fit import fit_guide
 from osp_cli.training.mini_start import (
-    CODE_SCALE,
-    CODES,
-    COPY_CHANNELS,
-    CUTOFF_STEPS,
-    PLACE_SCALE,
     PROJECTION_GAIN,
-    RING_CHANNELS,
     SPECTRUM_GAIN,
     lookups,
     protect,
     start_as_identity,
-    stream_layout,
 )
 
 CHANNELS = 4
