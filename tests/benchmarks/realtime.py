@@ -287,10 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 def rendered_photo(folder: Path) -> Path:
     """A photo that every machine can make."""
-    from osp_cli.procedural.example_photo import example_photo
+    from osp_cli.procedural.example_photo import render
 
     path = folder / "photo.png"
-    Image.fromarray(example_photo(672, 384)).save(path)
+    Image.fromarray(render()).save(path)
     return path
 
 
