@@ -95,6 +95,40 @@ _osp_takes_value() {
             'stylize --max-vram' | \
             'stylize --max-ram' | \
             'stylize --config' | \
+            'extend --style' | 'extend -s' | \
+            'extend --text' | \
+            'extend --output' | 'extend -o' | \
+            'extend --sink' | \
+            'extend --seconds' | 'extend -t' | \
+            'extend --frames' | 'extend -f' | \
+            'extend --fps' | \
+            'extend --from-file' | 'extend -F' | \
+            'extend --from' | \
+            'extend --resume' | \
+            'extend --seed' | \
+            'extend --negative-prompt' | 'extend -n' | \
+            'extend --size' | \
+            'extend --steps' | \
+            'extend --cfg' | 'extend -g' | \
+            'extend --cutoff' | \
+            'extend --shift' | \
+            'extend --sampler' | \
+            'extend --context' | \
+            'extend --latent-frames' | \
+            'extend --stages' | \
+            'extend --anchor-color' | \
+            'extend --lora' | 'extend -l' | \
+            'extend --cache' | \
+            'extend --cache-start' | \
+            'extend --model' | 'extend -m' | \
+            'extend --device' | \
+            'extend --dtype' | \
+            'extend --offload' | \
+            'extend --quant' | \
+            'extend --attention' | \
+            'extend --max-vram' | \
+            'extend --max-ram' | \
+            'extend --config' | \
             'styles --gallery' | \
             'styles --image' | \
             'download --local' | \
@@ -149,6 +183,22 @@ _osp_values() {
         'stylize --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
         'stylize --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
         'stylize --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+        'extend --style' | 'extend -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' 'all' ;;
+        'extend --output' | 'extend -o') _osp_files "$3" '*' ;;
+        'extend --sink') _osp_words "$3" 'file' 'stdout' 'stdout:y4m' 'mpv' 'http' ;;
+        'extend --from-file' | 'extend -F') _osp_files "$3" '*.[tT][xX][tT]' '*.[jJ][sS][oO][nN][lL]' '*.[cC][sS][vV]' ;;
+        'extend --from') _osp_files "$3" '*.[mM][pP]4' '*.[jJ][sS][oO][nN]' '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
+        'extend --resume') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' '*.[mM][pP]4' '*.[mM][kK][vV]' ;;
+        'extend --sampler') _osp_words "$3" 'euler' 'unipc' ;;
+        'extend --lora' | 'extend -l') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
+        'extend --cache') _osp_words "$3" 'none' 'teacache' 'fbcache' 'magcache' ;;
+        'extend --model' | 'extend -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
+        'extend --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
+        'extend --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
+        'extend --offload') _osp_words "$3" 'auto' 'none' 'model' 'group' 'sequential' 'disk' ;;
+        'extend --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
+        'extend --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
+        'extend --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
         'styles --gallery') _osp_files "$3" '*.[hH][tT][mM][lL]' ;;
         'styles --image') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'download --local') _osp_files "$3" '*' ;;
@@ -167,6 +217,7 @@ _osp_options() {
         '') _osp_words "$2" '--version' '-V' '--help' '-h' ;;
         'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'stylize') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--strength' '--negative-prompt' '-n' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'extend') _osp_words "$2" '--realtime' '--style' '-s' '--text' '--output' '-o' '--sink' '--overwrite' '-y' '--seconds' '-t' '--frames' '-f' '--fps' '--from-file' '-F' '--listen' '--no-listen' '--from' '--resume' '--seed' '--negative-prompt' '-n' '--size' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--context' '--latent-frames' '--stages' '--anchor-color' '--lora' '-l' '--cache' '--cache-start' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--compile' '--no-compile' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--gallery' '--image' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
@@ -191,13 +242,14 @@ _osp_arguments() {
     case "$1 $2" in
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'stylize 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
+        'extend 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
         'styles 0') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' ;;
         'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'bench 0') _osp_words "$3" 'mini' 'cache' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
         'models inspect 0') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
-        ' 0') _osp_words "$3" 'generate' 'stylize' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
+        ' 0') _osp_words "$3" 'generate' 'stylize' 'extend' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
         'models 0') _osp_words "$3" 'inspect' ;;
     esac
 }

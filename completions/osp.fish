@@ -86,6 +86,49 @@ function __osp_place
         'stylize --max-vram' \
         'stylize --max-ram' \
         'stylize --config' \
+        'extend --style' \
+        'extend -s' \
+        'extend --text' \
+        'extend --output' \
+        'extend -o' \
+        'extend --sink' \
+        'extend --seconds' \
+        'extend -t' \
+        'extend --frames' \
+        'extend -f' \
+        'extend --fps' \
+        'extend --from-file' \
+        'extend -F' \
+        'extend --from' \
+        'extend --resume' \
+        'extend --seed' \
+        'extend --negative-prompt' \
+        'extend -n' \
+        'extend --size' \
+        'extend --steps' \
+        'extend --cfg' \
+        'extend -g' \
+        'extend --cutoff' \
+        'extend --shift' \
+        'extend --sampler' \
+        'extend --context' \
+        'extend --latent-frames' \
+        'extend --stages' \
+        'extend --anchor-color' \
+        'extend --lora' \
+        'extend -l' \
+        'extend --cache' \
+        'extend --cache-start' \
+        'extend --model' \
+        'extend -m' \
+        'extend --device' \
+        'extend --dtype' \
+        'extend --offload' \
+        'extend --quant' \
+        'extend --attention' \
+        'extend --max-vram' \
+        'extend --max-ram' \
+        'extend --config' \
         'styles --gallery' \
         'styles --image' \
         'download --local' \
@@ -193,7 +236,7 @@ function __osp_values_model
         'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
         'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
         'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
-        'helios-14b-distilled' 'Endless video in few steps; cannot be run by this version yet; needs a large GPU' \
+        'helios-14b-distilled' 'Endless video in few steps, with osp extend; needs a large GPU and its weights' \
         'qwen2.5-vl-7b' 'A part of other models: reads prompts for uniworld-osp2-14b; makes no videos' \
         'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights' \
         'wan2.1-i2v-14b-480p' 'Moves pictures by plain Wan2.1 14B at 480p, without latent shifting; needs a large GPU' \
@@ -207,7 +250,7 @@ function __osp_values_models
         'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
         'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
         'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
-        'helios-14b-distilled' 'Endless video in few steps; cannot be run by this version yet; needs a large GPU' \
+        'helios-14b-distilled' 'Endless video in few steps, with osp extend; needs a large GPU and its weights' \
         'qwen2.5-vl-7b' 'A part of other models: reads prompts for uniworld-osp2-14b; makes no videos' \
         'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights' \
         'wan2.1-i2v-14b-480p' 'Moves pictures by plain Wan2.1 14B at 480p, without latent shifting; needs a large GPU' \
@@ -272,6 +315,15 @@ function __osp_values_shell
         'zsh' '' \
         'fish' '' \
         'powershell' ''
+end
+
+function __osp_values_sink
+    printf '%s\t%s\n' \
+        'file' '' \
+        'stdout' '' \
+        'stdout:y4m' '' \
+        'mpv' '' \
+        'http' ''
 end
 
 function __osp_values_style
@@ -430,6 +482,71 @@ complete -c osp -n '__osp_in stylize' -l 'debug' -d 'Show a traceback with an er
 complete -c osp -n '__osp_in stylize' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in stylize' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at stylize 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm|mp4|mov|mkv|webm|avi|m4v|mpg|ts)\')'
+complete -c osp -n '__osp_at osp 0' -a 'extend' -d 'Continue a video, a picture or the last output, also live and without end'
+complete -c osp -n '__osp_in extend' -l 'realtime' -d 'A live stream without end: few steps, no guidance, type to steer it'
+complete -c osp -n '__osp_in extend' -l 'style' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads from one to the other [none]'
+complete -c osp -n '__osp_in extend' -s 's' -r -f -a '(__osp_values_style)' -d 'One of `osp styles`; ghibli:0.5 is half of it, ink+oil a mixture, oil..ink leads from one to the other [none]'
+complete -c osp -n '__osp_in extend' -l 'text' -r -f -d 'Text to video, without a picture'
+complete -c osp -n '__osp_in extend' -l 'output' -r -F -d '.mp4, .mkv, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
+complete -c osp -n '__osp_in extend' -s 'o' -r -F -d '.mp4, .mkv, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]'
+complete -c osp -n '__osp_in extend' -l 'sink' -r -f -a '(__osp_values_sink)' -d 'file, stdout or stdout:y4m, mpv, http or http:PORT (a page on this machine), udp://, srt://, rtmp://, NAME.m3u8; repeat for several [file]'
+complete -c osp -n '__osp_in extend' -l 'overwrite' -d 'Replace an existing video'
+complete -c osp -n '__osp_in extend' -s 'y' -d 'Replace an existing video'
+complete -c osp -n '__osp_in extend' -l 'seconds' -r -f -d 'Seconds to add [5; with --realtime no end]'
+complete -c osp -n '__osp_in extend' -s 't' -r -f -d 'Seconds to add [5; with --realtime no end]'
+complete -c osp -n '__osp_in extend' -l 'frames' -r -f -d 'The same in frames, any number'
+complete -c osp -n '__osp_in extend' -s 'f' -r -f -d 'The same in frames, any number'
+complete -c osp -n '__osp_in extend' -l 'fps' -r -f -d 'Frames per second [16]'
+complete -c osp -n '__osp_in extend' -l 'from-file' -r -f -a '(__osp_files \'\\\\.(?:txt|jsonl|csv)\')' -d 'A screenplay: what happens when, one \'12s: prompt\' a line, or - for stdin'
+complete -c osp -n '__osp_in extend' -s 'F' -r -f -a '(__osp_files \'\\\\.(?:txt|jsonl|csv)\')' -d 'A screenplay: what happens when, one \'12s: prompt\' a line, or - for stdin'
+complete -c osp -n '__osp_in extend' -l 'listen' -d 'Lines typed or piped in change the stream [yes]'
+complete -c osp -n '__osp_in extend' -l 'no-listen' -d 'Lines typed or piped in change the stream [yes]'
+complete -c osp -n '__osp_in extend' -l 'from' -r -f -a '(__osp_files \'\\\\.(?:mp4|json|safetensors)\')' -d 'The same as INPUT: a clip or its .json'
+complete -c osp -n '__osp_in extend' -l 'resume' -r -f -a '(__osp_files \'\\\\.(?:safetensors|mp4|mkv)\')' -d 'Take a stream up where it ended, of its .state.safetensors or its video'
+complete -c osp -n '__osp_in extend' -l 'seed' -r -f -d 'Equal seeds, equal videos; 1-4 or 3,7 make one video each [random]'
+complete -c osp -n '__osp_in extend' -l 'negative-prompt' -r -f -d 'What to steer away from'
+complete -c osp -n '__osp_in extend' -s 'n' -r -f -d 'What to steer away from'
+complete -c osp -n '__osp_in extend' -l 'size' -r -f -d 'Pixels [the picture\'s nearest]'
+complete -c osp -n '__osp_in extend' -l 'steps' -r -f -d 'Sampler steps [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'cfg' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [the model\'s]'
+complete -c osp -n '__osp_in extend' -s 'g' -r -f -d 'How strongly the prompt leads; 1 is off and twice as fast [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'cutoff' -r -f -d '0 to 1: how little of the picture\'s detail leads, a ramp, or a sheet of P,P,P [0.1]'
+complete -c osp -n '__osp_in extend' -l 'shift' -r -f -d 'More means more time on the layout, less on detail [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'sampler' -r -f -a '(__osp_values_sampler)' -d 'dmd, euler or unipc [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'context' -r -f -d 'Latent frames that each chunk goes on from [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'latent-frames' -r -f -d 'Latent frames of a chunk [9]'
+complete -c osp -n '__osp_in extend' -l 'stages' -r -f -d 'Resolutions from low to full, each twice the last [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'anchor-color' -r -f -d 'Hold the colours of the beginning: 0 not at all, 1 wholly [0]'
+complete -c osp -n '__osp_in extend' -l 'lora' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
+complete -c osp -n '__osp_in extend' -s 'l' -r -f -a '(__osp_files \'\\\\.(?:safetensors)\')' -d 'A LoRA, as a file or by its name, and how strongly it counts [1]; any number of them'
+complete -c osp -n '__osp_in extend' -l 'cache' -r -f -a '(__osp_values_cache)' -d 'none, teacache, fbcache or magcache: skip steps that change little [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'cache-start' -r -f -d 'Steps at the start that teacache and magcache always compute [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'model' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in extend' -s 'm' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in extend' -l 'device' -r -f -a '(__osp_values_device)' -d 'auto, cuda, mps or cpu [auto]'
+complete -c osp -n '__osp_in extend' -l 'dtype' -r -f -a '(__osp_values_dtype)' -d 'bfloat16, float16 or float32 [the model\'s]'
+complete -c osp -n '__osp_in extend' -l 'offload' -r -f -a '(__osp_values_offload)' -d 'Where idle weights wait: none, model, group, sequential or disk [what fits]'
+complete -c osp -n '__osp_in extend' -l 'quant' -r -f -a '(__osp_values_quant)' -d 'Smaller weights: none, fp8, int8, nf4 or gguf [none, or fp8 where it must be]'
+complete -c osp -n '__osp_in extend' -l 'attention' -r -f -a '(__osp_values_attention)' -d 'Kernels: auto, sdpa, flash or sage [auto]'
+complete -c osp -n '__osp_in extend' -l 'compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in extend' -l 'no-compile' -d 'Compile the blocks: slow to start, quicker steps [no]'
+complete -c osp -n '__osp_in extend' -l 'max-vram' -r -f -d 'Use no more of the graphics card\'s memory, as in 12GB'
+complete -c osp -n '__osp_in extend' -l 'max-ram' -r -f -d 'Plan with no more of the computer\'s memory'
+complete -c osp -n '__osp_in extend' -l 'offline' -d 'Never touch the network'
+complete -c osp -n '__osp_in extend' -l 'metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
+complete -c osp -n '__osp_in extend' -l 'no-metadata' -d 'Keep the recipe in the video and beside it, or nowhere [kept]'
+complete -c osp -n '__osp_in extend' -l 'config' -r -f -a '(__osp_files \'\\\\.(?:toml)\')' -d 'Settings in TOML [osp.toml]'
+complete -c osp -n '__osp_in extend' -l 'print-config' -d 'Show every setting and where it comes from, and exit'
+complete -c osp -n '__osp_in extend' -l 'dry-run' -d 'Show the plan, with bytes and time, and exit'
+complete -c osp -n '__osp_in extend' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in extend' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in extend' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in extend' -l 'verbose' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in extend' -s 'v' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in extend' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in extend' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in extend' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at extend 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm|mp4|mov|mkv|webm|avi|m4v|mpg|ts)\')'
 complete -c osp -n '__osp_at osp 0' -a 'styles' -d 'List the styles'
 complete -c osp -n '__osp_in styles' -l 'gallery' -r -f -a '(__osp_files \'\\\\.(?:html)\')' -d 'Write a page with a picture of each'
 complete -c osp -n '__osp_in styles' -l 'image' -r -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)\')' -d 'Make the page\'s pictures of this photo'

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osp_cli.errors import InvalidRequestError
-from osp_cli.outputs import OUTPUT_TEMPLATE, STATE_SUFFIX, STDOUT, expand_output, is_possible_path
+from osp_cli.outputs import (
+    OUTPUT_TEMPLATE,
+    STATE_SUFFIX,
+    STDOUT,
+    STREAM_EXTENSIONS,
+    expand_output,
+    is_possible_path,
+)
 from osp_cli.realtime_card import RealtimeFigures
 from osp_cli.registry import ModelSpec, model_specs
 from osp_cli.requests import GenerateRequest
@@ -17,7 +24,6 @@ from osp_cli.stage_sizes import staged_size_problem
 if TYPE_CHECKING:
     from osp_cli.screenplay import Cue
 
-STREAM_EXTENSIONS = (".mp4", ".mkv")
 SCREENPLAY_SUFFIX = ".screenplay.txt"
 
 

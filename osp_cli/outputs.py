@@ -15,6 +15,8 @@ OUTPUT_EXTENSIONS = (".mp4", ".gif", ".webp", ".png")
 STDOUT = Path("-")
 LATENTS_SUFFIX = ".latents.safetensors"
 STATE_SUFFIX = ".state.safetensors"
+# What a stream is recorded as.
+STREAM_EXTENSIONS = (".mp4", ".mkv")
 
 # A name has 255 bytes on common file systems; the sidecar's and the latents' are longer.
 _MAX_NAME_BYTES = 230

@@ -24,7 +24,7 @@ from osp_cli.cli.stylize import EXAMPLES as STYLIZE_EXAMPLES
 from osp_cli.cli.stylize import stylize
 from osp_cli.dials import canonical_name
 from osp_cli.errors import InterruptedRunError, OspError
-from osp_cli.outputs import LATENTS_SUFFIX, STATE_SUFFIX
+from osp_cli.outputs import STATE_SUFFIX, STREAM_EXTENSIONS
 
 app = typer.Typer(
     name="osp",
@@ -157,4 +157,5 @@ def _way_on(path: Path) -> str:
     quoted = shlex.quote(str(path))
     if path.name.endswith(STATE_SUFFIX):
         return f"osp extend --resume {quoted}"
-    return f"osp generate --from {quoted}" if path.name.endswith(LATENTS_SUFFIX) else ""
+    # A video only plays.
+    return "" if path.suffix.lower() in STREAM_EXTENSIONS else f"osp generate --from {quoted}"

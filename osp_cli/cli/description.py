@@ -86,14 +86,18 @@ def known_values() -> Mapping[str, Values]:
     nothing = Values()
     free = (
         "prompt text negative-prompt size frames seconds fps steps cfg shift cutoff strength seed "
-        "count caches max-vram max-ram gpus revision include exclude mirror jobs limit-rate"
+        "count caches max-vram max-ram gpus revision include exclude mirror jobs limit-rate "
+        "context latent-frames stages anchor-color"
     )
     return {
         **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),
         "image": Values(files=True, suffixes=_PICTURES),
         # Folders are offered with the files.
         "inputs": Values(files=True, suffixes=(*_PICTURES, *_VIDEOS)),
+        "source": Values(files=True, suffixes=(*_PICTURES, *_VIDEOS)),
         "output": Values(files=True),
+        "resume": Values(files=True, suffixes=("safetensors", "mp4", "mkv")),
+        "sink": _plain(("file", "stdout", "stdout:y4m", "mpv", "http")),
         "from": Values(files=True, suffixes=("mp4", "json", "safetensors")),
         "from-file": Values(files=True, suffixes=tuple(kind.lstrip(".") for kind in KINDS)),
         "config": Values(files=True, suffixes=("toml",)),

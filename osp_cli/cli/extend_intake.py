@@ -13,11 +13,10 @@ from osp_cli.config import Layer
 from osp_cli.dials import Seeds, Size
 from osp_cli.errors import InvalidRequestError
 from osp_cli.extend_request import (
-    STREAM_EXTENSIONS,
     state_path,
 )
 from osp_cli.extend_settings import Continuation, SettledExtend, dials_of, settle_extend
-from osp_cli.outputs import STATE_SUFFIX, STDOUT
+from osp_cli.outputs import STATE_SUFFIX, STDOUT, STREAM_EXTENSIONS
 from osp_cli.registry import model_specs
 from osp_cli.requests import STDIN
 

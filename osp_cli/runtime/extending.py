@@ -309,7 +309,7 @@ class _Run:
         written = time.perf_counter() - started
         self._made += len(frames)
         self._chunk += 1
-        drift = self._drift.measure(frames, anew=shot.restyled)
+        drift = self._drift.measure(frames, anew=shot.restyled or shot.shares.share < 1)
         waiting = conveyor.depths
         rate = self._rate(len(frames))
         event = ChunkStreamed(

@@ -162,7 +162,7 @@ class Maker:
             words,
             cutoff=shot.scene.cutoff[0],
             paint=self._paints(shot),
-            anchor=self._pulled,
+            anchor=None if shot.restyled else self._pulled,
         )
         steps = 0
         while True:
@@ -173,7 +173,8 @@ class Maker:
                 latents, self._state = end.value
                 break
         self._planned += count
-        if self._anchor is None and self._stream.request.anchor_color:
+        if self._stream.request.anchor_color and (self._anchor is None or shot.restyled):
+            # A new look has colours of its own.
             self._anchor = LatentAnchor.of(latents)
         seconds = time.perf_counter() - started
         return Made(
