@@ -42,6 +42,13 @@ def test_formulas_lie_above_what_is_traced(program):
         assert row.traced <= row.formula <= max(share * row.traced, row.traced + 1e8), row
 
 
+def test_formulas_lie_above_what_chunks_of_streams_take(program):
+    rows = list(program("activations").streams([(640, 384), (1280, 704)]))
+    assert len(rows) == 2 * 2 + 2
+    for row in rows:
+        assert row.traced <= row.formula <= 1.1 * row.traced, row
+
+
 def test_a_pass_is_traced_in_bytes(program):
     """Two products of 8 x 8 in single precision, the first of which the second needs."""
     traces = program("activations")

@@ -17,6 +17,9 @@ from osp_cli.runtime.sizes import DTYPE_BYTES, TransformerShape
 # and the two sides of the feed-forward layer with the hidden states around it. Per channel.
 _ATTENTION_BYTES = {2: 23.0, 4: 39.0}
 _FEED_FORWARD_BYTES = {2: 9.5, 4: 18.0}
+# What steers the blocks, six numbers a channel, for every token by itself: where clean tokens stand
+# beside noise, as in streams. Per channel, on top of either of the two.
+_TOKENWISE_BYTES = {2: 43.0, 4: 54.0}
 # The conditioning's rows, per channel: embedded, and as keys and values.
 _CONTEXT_BYTES = 16.0
 # The small model's passes are measured to need no more than this per token.
@@ -68,6 +71,7 @@ def activations(
     passes_per_step: int,
     cache: str,
     gpus: int = 1,
+    tokenwise: bool = False,
 ) -> Activations:
     """What each stage of one clip needs.
 
@@ -82,6 +86,7 @@ def activations(
         cache: kind of the step cache; each keeps hidden states of every pass.
         gpus: devices among which the tokens are shared out; the figures are those of the first,
             which does everything else alone.
+        tokenwise: each token has a timestep of its own.
     """
     pixels = size[0] * size[1]
     is_wan = spec.vae_class == "AutoencoderKLWan"
@@ -94,6 +99,8 @@ def activations(
             _ATTENTION_BYTES[width] * shape.width,
             2 * width * shape.ffn + _FEED_FORWARD_BYTES[width] * shape.width,
         )
+        if tokenwise:
+            per_token += _TOKENWISE_BYTES[width] * shape.width
         rows = spec.max_sequence_length + (_CLIP_ROWS if spec.pipeline == "wan-i2v" else 0)
         kept = int(_CONTEXT_BYTES * rows * shape.width)
         # The old ones stay until the step that makes the new ones is whole.

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from osp_cli.errors import InvalidRequestError
+from osp_cli.extend_request import ExtendRequest
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.requests import GenerateRequest
@@ -48,6 +49,11 @@ def make_plan(
     # Two latent cells along each side make a token, for every model here.
     cell = spec.scale_factor_spatial * 2
     tokens = latent_frames * (height // cell) * (width // cell)
+    has_context = False
+    if isinstance(request, ExtendRequest):
+        helios = request.figures.layout == "helios"
+        tokens += history_tokens(width // cell, height // cell) if helios else 0
+        has_context = helios or request.context > 0
     dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
     sizes = part_sizes(spec, weights, {**spec.dtypes, "transformer": dtype})
     _check_format(request, sizes)
@@ -67,6 +73,7 @@ def make_plan(
             passes_per_step=passes_per_step,
             cache=request.cache.kind,
             gpus=gpus,
+            tokenwise=has_context,
         ),
         passes=passes,
         operations=None if one_pass is None else passes * one_pass / gpus,
@@ -101,6 +108,17 @@ def make_plan(
     if machine.speed is None or work.operations is None:
         return plan
     return replace(plan, expected_seconds=float(f"{strategy.seconds:.3g}"))
+
+
+def history_tokens(columns: int, rows: int) -> int:
+    """Tokens of what a Helios looks back to: two latents whole, two and sixteen ever coarser.
+
+    Args:
+        columns, rows: of the tokens of one latent frame.
+    """
+    middle = -(-columns // 2) * -(-rows // 2)
+    long = 4 * -(-columns // 4) * -(-rows // 4)
+    return 2 * columns * rows + middle + long
 
 
 def _check_format(request: GenerateRequest, sizes: Mapping[str, PartSize]) -> None:

@@ -16,23 +16,28 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, HeliosTransformer3DModel, WanTransformer3DModel
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from osp_cli.models.latents import decode_latents, encode_latents, uint8_frames
+from osp_cli.models.state_dict import kept_in_fp32
 from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
+from osp_cli.pipelines.layouts import HeliosLayout
+from osp_cli.pipelines.stream import StreamState
 from osp_cli.registry import ModelSpec, find_model
 from osp_cli.runtime.activations import Activations, activations
+from osp_cli.runtime.planner import history_tokens
 from osp_cli.runtime.sizes import transformer_shape
 
 # Of each kind of transformer one; of the first two also their text encoders.
@@ -193,6 +198,66 @@ def _one_pass(
         model(latents, timestep, text, torch.empty_like(latents), return_dict=False)
 
 
+def streams(sizes: Iterable[tuple[int, int]], context: int = 3) -> Iterator[Row]:
+    """One pass over a chunk of a stream, whose clean tokens have a timestep of their own."""
+    sizes = list(sizes)
+    spec = find_model("uniworld-osp2-14b")
+    for name, dtype in DTYPES.items():
+        model = make_transformer(spec, dtype)
+        for size in sizes:
+            num_frames = 1 + 4 * (8 + context)
+            found = traced(model, partial(_stream_pass, model, size, num_frames, dtype))
+            needed = _stream_formula(spec, size, num_frames, 0, name)
+            yield Row(f"osp {name} chunk {_clip(size, 33)}", found, needed)
+    spec = find_model("helios-14b-distilled")
+    with META:
+        helios = HeliosTransformer3DModel(num_layers=NUM_LAYERS)
+    for name, parameter in helios.named_parameters():
+        kept = kept_in_fp32(helios, name)
+        parameter.data = parameter.data.to(torch.float32 if kept else torch.bfloat16)
+    for size in sizes:
+        # diffusers asks for autocast of the device, which there is none of here.
+        with patch.object(torch, "autocast", lambda **_: nullcontext()):
+            found = traced(helios, partial(_helios_pass, helios, size))
+        history = history_tokens(size[0] // 16, size[1] // 16)
+        needed = _stream_formula(spec, size, 33, history, "bfloat16")
+        yield Row(f"helios bfloat16 chunk {_clip(size, 33)}", found, needed)
+
+
+def _stream_formula(
+    spec: ModelSpec, size: tuple[int, int], num_frames: int, history: int, dtype: str
+) -> int:
+    frames = 1 + (num_frames - 1) // 4
+    return activations(
+        spec,
+        transformer_shape(spec, None),
+        size=size,
+        num_frames=num_frames,
+        tokens=frames * (size[0] // 16) * (size[1] // 16) + history,
+        dtype=dtype,
+        passes_per_step=1,
+        cache="none",
+        tokenwise=True,
+    ).sampling
+
+
+def _stream_pass(model: Any, size: tuple[int, int], num_frames: int, dtype: torch.dtype) -> None:
+    latents = torch.empty(*_latent_shape(size, num_frames), dtype=dtype, device=META)
+    text = torch.empty(1, 1024, 4096, dtype=dtype, device=META)
+    tokens = latents[0, 0].numel() // 4
+    timestep = torch.empty(1, tokens, device=META)
+    model(latents, timestep, text, torch.empty_like(latents), return_dict=False)
+
+
+def _helios_pass(model: Any, size: tuple[int, int]) -> None:
+    history = torch.empty(1, 16, HeliosLayout.lookback, size[1] // 8, size[0] // 8, device=META)
+    state = StreamState(1, history, history[:, :, :1], torch.empty(0, dtype=torch.uint8))
+    latents = torch.empty(_latent_shape(size, 33), device=META)
+    view = HeliosLayout().view(model, state, tuple(latents.shape), None)
+    text = torch.empty(1, 512, 4096, dtype=torch.bfloat16, device=META)
+    view(latents, torch.empty((), dtype=torch.int64, device=META), text)
+
+
 def codings(sizes: Iterable[tuple[int, int]], frames: Iterable[int]) -> Iterator[Row]:
     """Wan's autoencoder, whole and in tiles: the first frame, a clip as I2V models are given it,
     and the way back to pictures."""
@@ -291,13 +356,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=("transformer", "vae", "text"))
+    parser.add_argument("--only", choices=("transformer", "stream", "vae", "text"))
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--tiny", action="store_true", help="the smallest size and clips alone")
     options = parser.parse_args()
     sizes, frames = (SIZES[:1], FRAMES[:2]) if options.tiny else (SIZES, FRAMES)
     parts = {
         "transformer": lambda: passes(sizes, frames),
+        "stream": lambda: streams([(640, 384)] if options.tiny else [(640, 384), (1280, 704)]),
         "vae": lambda: codings(sizes, frames),
         "text": texts,
     }

@@ -74,7 +74,11 @@ def test_helios_runs_from_a_folder_of_diffusers(tiny_helios_card, folder):
     # As in diffusers, these lose too much otherwise.
     assert transformer.blocks[0].scale_shift_table.dtype == torch.float32
     assert pipeline.vae.dtype == torch.float32
+    seen = []
+    transformer.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
     latents, steps = one_chunk(request, pipeline)
+    # What was planned for: noise and history together, at full size.
+    assert seen[-1] == planned(tiny_helios_card, folder)[1].num_tokens
     assert latents.shape == (1, 16, 9, 8, 8) and latents.isfinite().all()
     # Two at each of three resolutions, twice in the first chunk.
     assert len(steps) == 12
