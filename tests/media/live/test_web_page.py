@@ -127,7 +127,8 @@ def test_slow_viewers_hold_up_nobody_and_skip_to_the_present(tmp_path):
         assert time.monotonic() - started < 8
     live.sink.abort()
     assert live.sink.notices == [
-        "a viewer of the page is too slow for the stream and skips pictures"
+        f"watch and steer the stream at {live.address}",
+        "a viewer of the page is too slow for the stream and skips pictures",
     ]
 
 
