@@ -19,6 +19,8 @@ class Pacer:
     Args:
         fps: frames per second.
         clock: seconds that never run backwards.
+        start_frames: frames that are there before the stream itself, as the picture that it
+            begins with: waiting for what follows them is a start and no rebuffer.
 
     Attributes:
         rebuffers: how many times the stream stood still for want of a frame.
@@ -26,12 +28,17 @@ class Pacer:
     """
 
     def __init__(
-        self, fps: int | float | Fraction, clock: Callable[[], float] = time.monotonic
+        self,
+        fps: int | float | Fraction,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        start_frames: int = 0,
     ) -> None:
         self.rebuffers = 0
         self.late_seconds = 0.0
         self._period = float(1 / exact_rate(fps))
         self._clock = clock
+        self._start_frames = start_frames
         self._start: float | None = None
         self._count = 0
 
@@ -42,12 +49,13 @@ class Pacer:
             self._start = now
         # Multiplied, not added up: hours of rounding would shift the clock.
         due = self._start + self._count * self._period
-        self._count += 1
         late = now - due
         if late > self._period:
             self._start += late
-            self.rebuffers += 1
-            self.late_seconds += late
+            if self._count > self._start_frames:
+                self.rebuffers += 1
+                self.late_seconds += late
+        self._count += 1
         return max(0.0, -late)
 
     def wait(self, stop: threading.Event | None = None) -> bool:

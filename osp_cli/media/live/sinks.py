@@ -193,9 +193,9 @@ class _Targets:
     def add(self, place: Target, *, first_frame: int, paced: bool) -> None:
         """Open one more target."""
         on_time = paced and place.is_live
-        feeder = Feeder(
-            self._open(place, first_frame), Pacer(self._picture.fps) if on_time else None
-        )
+        lead = max(0, self._picture.start - self._picture.chunk_frames)
+        pacer = Pacer(self._picture.fps, start_frames=lead) if on_time else None
+        feeder = Feeder(self._open(place, first_frame), pacer)
         self._feeders.append(feeder)
         if on_time:
             self._live.add(feeder)
@@ -253,6 +253,7 @@ class _Targets:
                 tell=self._tell,
             )
             self.addresses = (*self.addresses, page.address)
+            self._tell(f"watch and steer the stream at {page.address}")
             return page
         return Stream(place, self._picture, first_frame=first_frame)
 

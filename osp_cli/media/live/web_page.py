@@ -103,7 +103,7 @@ class WebPage:
             ) from error
         self.address = f"http://{_ADDRESS}:{self._server.server_port}/{self._server.token}/"
         self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(0.1,), name="osp-http", daemon=True
+            target=self._server.serve_forever, args=(0.05,), name="osp-http", daemon=True
         )
         self._thread.start()
 

@@ -46,6 +46,19 @@ def test_a_late_frame_shifts_the_clock_and_is_counted():
     assert pacer.delay() == pytest.approx(0.1)
 
 
+def test_a_start_is_no_rebuffer():
+    clock = Clock()
+    pacer = Pacer(10, clock, start_frames=1)
+    pacer.delay()
+    clock.now += 3
+    assert pacer.delay() == 0
+    assert pacer.rebuffers == 0
+    assert pacer.delay() == pytest.approx(0.1)
+    clock.now += 3
+    assert pacer.delay() == 0
+    assert (pacer.rebuffers, pacer.late_seconds) == (1, pytest.approx(2.8))
+
+
 def test_a_little_late_is_caught_up():
     clock = Clock()
     pacer = Pacer(10, clock)

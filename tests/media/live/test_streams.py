@@ -254,7 +254,7 @@ def test_udp(tmp_path):
     port = free_port(socket.SOCK_DGRAM)
     with receiver(f"udp://127.0.0.1:{port}?timeout=1000000", path=tmp_path / "got.mkv") as there:
         time.sleep(0.5)
-        sink = open_stream(tmp_path / "clip.mp4", f"udp://127.0.0.1:{port}", fps=48)
+        sink = open_stream(tmp_path / "clip.mp4", f"udp://127.0.0.1:{port}", fps=96)
         for index in range(12):
             sink.write(chunk(6 * index))
         sink.close()

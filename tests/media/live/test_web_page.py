@@ -127,7 +127,8 @@ def test_slow_viewers_hold_up_nobody_and_skip_to_the_present(tmp_path):
         assert time.monotonic() - started < 8
     live.sink.abort()
     assert live.sink.notices == [
-        "a viewer of the page is too slow for the stream and skips pictures"
+        f"watch and steer the stream at {live.address}",
+        "a viewer of the page is too slow for the stream and skips pictures",
     ]
 
 
@@ -184,9 +185,9 @@ def test_lines_reach_the_stream(live):
     assert live.said == ["es regnet, früh", "style: foo", "rain"]
 
 
-@pytest.mark.parametrize("line", ["", "   ", "two\nlines", "bell\a", b"\xff\xfe", "\u202etxt"])
-def test_lines_that_are_none(live, line):
-    assert live.say(line)[0] == 422
+def test_lines_that_are_none(live):
+    for line in ("", "   ", "two\nlines", "bell\a", b"\xff\xfe", "\u202etxt"):
+        assert live.say(line)[0] == 422
     assert live.said == []
 
 
@@ -201,27 +202,24 @@ def test_a_line_is_bounded(live):
     assert len(live.said) == 1
 
 
-@pytest.mark.parametrize(
-    ("headers", "code"),
-    [
-        ({"Host": "evil.example:80"}, 403),
-        ({"Host": ""}, 403),
-        ({"Host": "127.0.0.1"}, 403),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Origin": "null"}, 403),
-        ({"Sec-Fetch-Site": "cross-site"}, 403),
-    ],
-)
-def test_other_pages_do_not_steer(live, headers, code):
-    assert live.say("rain", **headers)[0] == code
+def test_other_pages_do_not_steer(live):
+    for headers in (
+        {"Host": "evil.example:80"},
+        {"Host": ""},
+        {"Host": "127.0.0.1"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ):
+        assert live.say("rain", **headers)[0] == 403
     assert live.said == []
 
 
-@pytest.mark.parametrize("base", ["/", "/status/", "//", "/x/../", "/aaaaaaaaaaaaaaaaaaaaaa/"])
-@pytest.mark.parametrize("path", ["", "status", "stream"])
-def test_without_the_token_there_is_nothing(live, base, path):
-    assert live.ask(path, base=base)[0] == 404
-    assert live.ask(path, base=live.base[:-2] + "/")[0] == 404
+def test_without_the_token_there_is_nothing(live):
+    wrong = ["/", "/status/", "//", "/x/../", "/aaaaaaaaaaaaaaaaaaaaaa/", live.base[:-2] + "/"]
+    for base in [*wrong, live.base.rstrip("/")]:
+        for path in ("", "status", "stream"):
+            assert live.ask(path, base=base)[0] == 404
 
 
 def test_a_name_bent_to_this_machine(live):
