@@ -8,6 +8,7 @@ from typing import Protocol
 LAYOUTS = ("osp", "helios")
 CONTINUATION_CONDITIONS = ("none", "context")
 VAE_CHUNKS = ("continuous", "independent")
+MEMORIES = ("none", "picture")
 LIVE_SAMPLERS = ("dmd", "euler", "unipc")
 
 
@@ -31,6 +32,8 @@ class RealtimeFigures:
         paints: a style or a cutoff is painted in one chunk, with latent shifting and Fourier
             features of the context; what follows holds it.
         crossfade: chunks over which one prompt passes into the next.
+        memory: what is kept besides the context: `none`, or `picture`, the picture that the stream
+            began with, in which a model that only looks finds all that it ever shows.
     """
 
     layout: str = "osp"
@@ -44,6 +47,7 @@ class RealtimeFigures:
     conditions: str = "none"
     paints: bool = False
     crossfade: int = 1
+    memory: str = "none"
 
     def num_frames(self, *, first: bool, group: int = 4) -> int:
         """Pictures that a chunk decodes to.
@@ -94,6 +98,7 @@ def read_realtime(table: CardTable) -> RealtimeFigures:
         ),
         paints=table.boolean("paints", default=False),
         crossfade=table.count("crossfade") if table.has("crossfade") else plain.crossfade,
+        memory=table.text("memory", MEMORIES) if table.has("memory") else plain.memory,
     )
     table.done()
     if min(figures.steps) < 1 or figures.stages > 4:

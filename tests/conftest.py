@@ -35,8 +35,9 @@ TINY_GEOMETRY = {
 
 def tiny_model_spec():
     """The card of osp-mini for smaller pictures and weights of another folder."""
+    card = registry.find_model("osp-mini")
     return replace(
-        registry.find_model("osp-mini"),
+        card,
         name="tiny",
         embedded=False,
         weights="tiny",
@@ -46,6 +47,8 @@ def tiny_model_spec():
         max_frames=17,
         text_to_video=True,
         whole_weights="",
+        # Its stream is too narrow to be told anything.
+        realtime=replace(card.realtime, memory="none"),
     )
 
 

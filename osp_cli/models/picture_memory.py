@@ -13,7 +13,7 @@ start anew, nor another style, is a jump.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,7 +67,7 @@ class MemoryState:
         return held
 
     @classmethod
-    def from_tensors(cls, held: dict[str, Tensor]) -> MemoryState:
+    def from_tensors(cls, held: Mapping[str, Tensor]) -> MemoryState:
         """What `tensors` gave.
 
         Raises:

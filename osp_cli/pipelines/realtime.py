@@ -97,6 +97,7 @@ class RealtimePipeline:
         inputs: StreamInputs,
         context_latents: Tensor | None = None,
         image_latents: Tensor | None = None,
+        picture: Image.Image | None = None,
     ) -> StreamState:
         """A stream before its first chunk.
 
@@ -105,6 +106,8 @@ class RealtimePipeline:
             context_latents: of the video to be continued, normalised, newest last.
             image_latents: of the first picture, one latent frame; the only context where there is
                 no video. None takes the first of the video, if there is one.
+            picture: the frame that the first chunk goes on from; only models that remember it look
+                at it.
 
         Raises:
             ValueError: latents of another size.
@@ -144,6 +147,7 @@ class RealtimePipeline:
         cutoff: float = 0.1,
         paint: bool = False,
         anchor: Anchor | None = None,
+        shown: Tensor | None = None,
     ) -> Generator[StepDone, None, tuple[Tensor, StreamState]]:
         """Make the next chunk; yields its steps, and returns its latents and the state after it.
 
@@ -156,6 +160,8 @@ class RealtimePipeline:
             cutoff: percentile of the Fourier filter in image mode.
             paint: image mode, for cards that have it: a style or cutoff comes into the picture.
             anchor: is given the chunk's latents and returns what takes their place.
+            shown: the frame that image tokens show, with what lies around it, normalised latents;
+                None takes the newest of the state, mirrored all around.
 
         Returns:
             `(1, channels, latent_frames, h, w)`, normalised, fp32; and the state.
@@ -176,7 +182,7 @@ class RealtimePipeline:
 
         latents = draw(self._noise_shape(inputs, state))
         sampler = self._sampler(inputs, state, draw, device)
-        texts = self._with_image_rows(words, state)
+        texts = self._with_image_rows(words, state, shown)
         painted = Paint(cutoff) if paint else None
         step = 0
         for stage in range(sampler.num_stages):
@@ -206,14 +212,18 @@ class RealtimePipeline:
         rows: Tensor = self.conditioner.encode([prompt], images=images, image_latents=None)
         return rows
 
-    def _with_image_rows(self, words: Words, state: StreamState) -> tuple[Tensor, Tensor | None]:
+    def _with_image_rows(
+        self, words: Words, state: StreamState, shown: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Both sides of guidance, with the image tokens of the newest frame where there are any."""
         conditioner = self.conditioner
         if not (isinstance(conditioner, QwenVLConditioner) and conditioner.image_adapter):
             return words.cond, words.uncond
         known = self.figures.conditions == "context" and state.history.shape[2] > 0
         newest = state.history[:, :, -1:] if known else self._empty_frame(state)
-        if self.surround:
+        if shown is not None:
+            newest = shown
+        elif self.surround:
             newest = with_surroundings(self.vae, newest, self.surround)
         # Without a picture the image tokens are dropped, not left out: lengths never change.
         rows = conditioner.image_rows(newest) * float(known)

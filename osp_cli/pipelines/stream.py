@@ -10,6 +10,8 @@ from torch import Tensor
 
 from osp_cli.sampling.step_cache import NoCacheConfig, StepCacheConfig
 
+_MEMORY = "memory."  # before the names of what a model keeps
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamInputs:
@@ -97,12 +99,14 @@ class StreamState:
         sink: the stream's very first latent frame, `(1, channels, 1, h, w)`; None before it is
             known.
         generator: state of the random numbers, as `torch.Generator.get_state` gives it.
+        memory: of a model that keeps more than latents, by name; of all others empty.
     """
 
     chunk: int
     history: Tensor
     sink: Tensor | None
     generator: Tensor
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it for safetensors, on the CPU; the counterpart of `from_tensors`."""
@@ -113,6 +117,7 @@ class StreamState:
         }
         if self.sink is not None:
             tensors["sink"] = self.sink
+        tensors |= {f"{_MEMORY}{name}": tensor for name, tensor in self.memory.items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     @classmethod
@@ -128,6 +133,11 @@ class StreamState:
                 tensors["history"],
                 tensors.get("sink"),
                 tensors["generator"],
+                {
+                    name.removeprefix(_MEMORY): tensor
+                    for name, tensor in tensors.items()
+                    if name.startswith(_MEMORY)
+                },
             )
         except (KeyError, RuntimeError) as error:
             raise ValueError(f"the state of a stream lacks {error}") from error

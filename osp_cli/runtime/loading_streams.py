@@ -39,11 +39,18 @@ def make_stream_pipeline(
         from osp_cli.models.helios import load_stage_scheduler
 
         parts["scheduler"] = load_stage_scheduler(folder / "scheduler", spec.realtime.stages)
-    return RealtimePipeline(
+    known = figures or spec.realtime
+    kind = RealtimePipeline
+    if known.memory == "picture":
+        # Only here: its motions are the embedded model's alone.
+        from osp_cli.pipelines.remembering import RememberingPipeline
+
+        kind = RememberingPipeline
+    return kind(
         parts.get("transformer"),
         parts.get("vae"),
         parts.get("conditioner"),
-        figures or spec.realtime,
+        known,
         surround=spec.image_token_surround,
         scheduler=parts.get("scheduler"),
     )

@@ -132,7 +132,9 @@ class Maker:
             newest = saved.tensors.get("end.history", old.history)
             self._state = pipeline.begin(self._inputs, newest, old.sink)
         else:
-            self._state = pipeline.begin(self._inputs, beginning.context, beginning.first)
+            self._state = pipeline.begin(
+                self._inputs, beginning.context, beginning.first, beginning.picture
+            )
         # The picture that a stream begins with is one of its own.
         self._planned = int(stream.source is None and beginning.first is not None)
         if saved is not None:
@@ -192,9 +194,11 @@ class Maker:
     def _paints(self, shot: Shot) -> bool:
         """Whether a style or a cutoff must come into the picture now.
 
-        A chunk without either holds what is there.
+        A chunk without either holds what is there; but where the picture itself is remembered, that
+        is never painted.
         """
-        if not (self._stream.request.figures.paints and shot.restyled):
+        figures = self._stream.request.figures
+        if not (figures.paints and (shot.restyled or figures.memory == "picture")):
             return False
         if not self._state.history.shape[2]:
             return False

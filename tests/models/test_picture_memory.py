@@ -124,8 +124,8 @@ def test_tokens_of_the_first_chunk_are_told_what_training_told_them(motion):
     moments = follow(Course(), motion, SIZE, 16)
     told = chunk_motion(moments, SIZE, 16, 2, begins=True)
     wanted = token_motion(motion, torch.arange(5), (SIZE[0] // 32, SIZE[1] // 32), 2)
-    torch.testing.assert_close(told[..., :8], wanted[..., :8], atol=2e-3, rtol=1e-3)
-    torch.testing.assert_close(told[..., 8], wanted[..., 8], atol=0.02, rtol=0)
+    torch.testing.assert_close(told[..., :8], wanted[..., :8], atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(told[..., 8], wanted[..., 8], atol=0.05, rtol=0)
 
 
 def test_what_moves_has_left_its_place_in_later_chunks_from_their_start():
