@@ -103,8 +103,6 @@ def settle_stream(request: ExtendRequest) -> tuple[Stream, list[str]]:
         notices.append(f"other weights than those of {request.latents}: going on from its pictures")
         saved = None
     frames = 0 if source is None else source.num_frames_at(request.fps)
-    if saved is not None:
-        frames = _end_of(saved)
     stream = Stream(request=request, clip=clip, source=source, source_frames=frames, saved=saved)
     return stream, notices
 
@@ -129,9 +127,7 @@ def _saved(request: ExtendRequest, source: SourceVideo | None) -> SavedStream | 
     saved = load_stream(request.latents)
     fits = (
         saved.recipe.get("model") == request.model
-        # A last group of pictures may be shown in part.
-        and 0 <= source.num_frames_at(request.fps) - _end_of(saved)
-        < request.spec.scale_factor_temporal
+        and saved.frames == source.num_frames_at(request.fps)
         and (source.width, source.height) == (saved.recipe["width"], saved.recipe["height"])
         and (request.width is None or (request.width, request.height)
              == (source.width, source.height))
@@ -139,11 +135,6 @@ def _saved(request: ExtendRequest, source: SourceVideo | None) -> SavedStream | 
     )  # fmt: skip
     # The video may have been cut since, or it goes on at another size: then its pictures count.
     return saved if fits else None
-
-
-def _end_of(saved: SavedStream) -> int:
-    """Pictures of the video up to which the latents of its state go."""
-    return int(saved.notes.get("end_frames", saved.frames))
 
 
 def _choose_size(

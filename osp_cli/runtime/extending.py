@@ -53,10 +53,8 @@ from osp_cli.runtime.stream_engine import (
     Parts,
     Shower,
     Shown,
-    continued_beginning,
     saved_beginning,
     tensors_of,
-    with_end,
 )
 from osp_cli.runtime.stream_source import beginning_of, source_frames
 from osp_cli.runtime.stream_state import SavedStream, save_stream, states_of
@@ -177,7 +175,6 @@ class _Run:
         self._last: NDArray[np.uint8] | None = None
         self._sink: LiveSink | None = None
         self._picture: Image.Image | None = None
-        self._saved: SavedStream | None = None
 
     def events(self) -> Generator[Event, None, None]:
         """Everything from the first picture to the file's final name."""
@@ -186,10 +183,8 @@ class _Run:
         started = time.perf_counter()
         if saved is None:
             beginning = beginning_of(self._stream, self._parts.vae)
-        elif self._stream.is_resumed:
-            beginning = saved_beginning(saved)
         else:
-            beginning = continued_beginning(saved)
+            beginning = saved_beginning(saved)
         self._picture = beginning.picture
         maker = Maker(self._stream, self._parts, self._direction, beginning, saved)
         shower = Shower(self._stream, self._parts.vae, beginning.tail)
@@ -198,7 +193,6 @@ class _Run:
             self._sink = self._open()
             yield from self._tell()
             yield from self._lead_in(shower, beginning.first)
-            self._saved = self._before_all(maker, shower)
             yield StageStarted("stream")
             yield from self._chunks(maker, shower)
             yield from self._close()
@@ -250,11 +244,12 @@ class _Run:
 
     def _num_leading(self) -> int:
         """Pictures before the first chunk."""
-        if self._frames:
-            return 0
-        if self._stream.source is not None and self._shows_source:
-            return self._stream.source_frames
-        return int(self._picture is not None and self._stream.source is None)
+        saved, source = self._stream.saved, self._stream.source
+        cut = 0 if saved is None else int(saved.notes["cut"])
+        if source is not None and self._shows_source:
+            return self._stream.source_frames + cut
+        first = saved is None and source is None and self._picture is not None
+        return cut + int(first)
 
     @property
     def _shows_source(self) -> bool:
@@ -263,19 +258,27 @@ class _Run:
 
     def _lead_in(self, shower: Shower, first: torch.Tensor | None) -> Iterator[Event]:
         """The pictures that were there before: the video, or the picture itself."""
-        assert self._sink is not None
-        if self._frames:
-            return
-        if self._stream.source is not None:
-            if self._shows_source:
-                yield StageStarted("copy")
-                for frames in source_frames(self._stream, self._stream.chunk_frames):
-                    self._write(frames)
-                    if self._stop.requested:
-                        raise self._stop.error("stopped before the first chunk", self._kept())
-        elif first is not None:
+        saved = self._stream.saved
+        if self._stream.source is not None and self._shows_source:
+            yield StageStarted("copy")
+            for frames in source_frames(self._stream, self._stream.chunk_frames):
+                self._write(frames)
+                if self._stop.requested:
+                    raise self._stop.error("stopped before the first chunk", self._kept())
+        elif first is not None and saved is None:
             self._write(shower.first_picture(first))
             self._made += 1
+        if saved is not None and (cut := int(saved.notes["cut"])):
+            frames = self._wanted(shower.unseen(cut))
+            if len(frames):
+                self._write(frames)
+            self._made += len(frames)
+
+    def _wanted(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Of these pictures, those that the stream is still to show."""
+        if self._request.new_frames is None:
+            return frames
+        return frames[: max(0, self._request.new_frames - self._made)]
 
     def _chunks(self, maker: Maker, shower: Shower) -> Iterator[Event]:
         sink = self._sink
@@ -299,9 +302,7 @@ class _Run:
     def _show(self, shown: Shown, conveyor: Conveyor[Made, Shown]) -> Iterator[Event]:
         """Write a chunk, keep its state, and tell of it."""
         request, shot = self._request, shown.made.shot
-        frames = shown.frames
-        if request.new_frames is not None:
-            frames = frames[: max(0, request.new_frames - self._made)]
+        frames = self._wanted(shown.frames)
         if not len(frames):
             return
         started = time.perf_counter()
@@ -330,7 +331,15 @@ class _Run:
             drift=drift.value,
             drift_word=drift.word,
         )
-        self._status = event.as_json()
+        self._status = {
+            "chunk": event.chunk,
+            "seconds": event.video_seconds,
+            "fps": event.fps,
+            "realtime_factor": event.realtime_factor,
+            "drift": event.drift,
+            "queue": f"{event.decode_queue}/{event.write_queue}",
+            "prompt": event.prompt,
+        }
         self._keep(shown, len(frames))
         yield event
         yield from self._snapshots()
@@ -351,20 +360,20 @@ class _Run:
         self._frames += len(frames)
         self._last = frames[-1]
 
-    def _before_all(self, maker: Maker, shower: Shower) -> SavedStream:
-        """The state before the first chunk of this run."""
-        state, direction = maker.first
-        tensors = tensors_of(state, shower.tail, self._picture)
-        return self._as_saved(tensors, direction)
-
     def _as_saved(
-        self, tensors: dict[str, torch.Tensor], direction: Mapping[str, Any]
+        self, tensors: dict[str, torch.Tensor], direction: Mapping[str, Any], cut: int
     ) -> SavedStream:
         return SavedStream(
             tensors=tensors,
             frames=self._frames,
             made=self._made,
-            notes={"direction": direction, "drift": self._drift.state(), "chunk": self._chunk},
+            notes={
+                "direction": direction,
+                "drift": self._drift.state(),
+                "chunk": self._chunk,
+                # Pictures that were made and are not in the video, as it ended before them.
+                "cut": cut,
+            },
             recipe=self._stream.clip.recipe,
         )
 
@@ -374,13 +383,9 @@ class _Run:
         if path is None:
             return
         made = shown.made
-        if num_frames == len(shown.frames):
-            tensors = tensors_of(made.state, shown.tail, self._picture, made.anchor)
-            self._saved = self._as_saved(tensors, made.direction)
-        elif self._saved is not None and "tail" in self._saved.tensors:
-            self._saved = with_end(self._saved, shown, num_frames, self._request.figures)
-        if self._saved is not None:
-            save_stream(path, self._saved)
+        tensors = tensors_of(made.state, shown.tail, self._picture, made.anchor)
+        cut = len(shown.frames) - num_frames
+        save_stream(path, self._as_saved(tensors, made.direction, cut))
         cues = self._direction.log()
         if len(cues) > 1:
             log = screenplay_path(self._request.output)

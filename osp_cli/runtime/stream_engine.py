@@ -18,6 +18,7 @@ from osp_cli.direction import Direction, Shot, Wording
 from osp_cli.events import Loaded
 from osp_cli.extend_request import ExtendRequest
 from osp_cli.models.latents import uint8_frames
+from osp_cli.models.picture_memory import OVERLAP
 from osp_cli.models.streaming import StreamingDecoder
 from osp_cli.pipelines.realtime import RealtimePipeline, StreamInputs, StreamState, Words
 from osp_cli.requests import prompts_of
@@ -27,6 +28,7 @@ from osp_cli.runtime.models import CONDITIONING, SAMPLING, Models
 from osp_cli.runtime.stream_source import Beginning
 from osp_cli.runtime.stream_state import TAIL, SavedStream
 from osp_cli.sampling.anchors import LatentAnchor
+from osp_cli.settings import PAPER_DEFAULTS
 from osp_cli.style_mix import NO_STYLE
 
 # Readings of prompts that are kept: those of a crossfade, and of a screenplay that comes back.
@@ -129,8 +131,8 @@ class Maker:
         elif saved is not None:
             # Another stream that begins with the latents of this one.
             old = StreamState.from_tensors(_below("stream.", saved.tensors))
-            newest = saved.tensors.get("end.history", old.history)
-            self._state = pipeline.begin(self._inputs, newest, old.sink)
+            anew = pipeline.begin(self._inputs, old.history, old.sink)
+            self._state = replace(anew, memory=old.memory)
         else:
             self._state = pipeline.begin(
                 self._inputs, beginning.context, beginning.first, beginning.picture
@@ -138,7 +140,8 @@ class Maker:
         # The picture that a stream begins with is one of its own.
         self._planned = int(stream.source is None and beginning.first is not None)
         if saved is not None:
-            self._planned = saved.made if stream.is_resumed else 0
+            cut = int(saved.notes["cut"])
+            self._planned = cut + (saved.made if stream.is_resumed else 0)
         self._first = self._state, direction.as_json()
         if stream.clip.plan.frees_parts:
             for scene in direction.scenes():
@@ -155,11 +158,12 @@ class Maker:
         if self._direction.ends or (wanted is not None and self._planned >= wanted):
             return None
         started = time.perf_counter()
-        count, fps = self._num_frames(), self._stream.request.fps
+        inputs = replace(self._inputs, latent_frames=self._num_latent_frames(wanted))
+        count, fps = self._num_frames(inputs.latent_frames), self._stream.request.fps
         shot = self._direction.begin(self._planned / fps, count / fps)
         words = self._words(shot)
         chunk = self._parts.sampling().chunk(
-            self._inputs,
+            inputs,
             self._state,
             words,
             cutoff=shot.scene.cutoff[0],
@@ -183,13 +187,25 @@ class Maker:
             *(shot, latents, self._state, self._anchor, self._direction.as_json(), seconds, steps)
         )
 
-    def _num_frames(self) -> int:
-        """Pictures of the next chunk."""
-        if self._state.history.shape[2] or self._state.chunk:
-            return self._stream.chunk_frames
+    def _num_latent_frames(self, wanted: int | None) -> int:
+        """Of the next chunk: fewer at the end, so that hardly more is made than is shown."""
         request = self._stream.request
-        figures = replace(request.figures, latent_frames=request.latent_frames)
-        return figures.num_frames(first=True, group=request.spec.scale_factor_temporal)
+        usual, figures = request.latent_frames, request.figures
+        if wanted is None or figures.vae_chunks == "independent":
+            return usual
+        least = min(usual, OVERLAP if figures.memory == "picture" else 1)
+        left = -(-(wanted - self._planned) // request.spec.scale_factor_temporal)
+        if usual < left < usual + least:
+            # So that enough is left for the last one.
+            return left - least
+        return max(least, min(usual, left))
+
+    def _num_frames(self, latent_frames: int) -> int:
+        """Pictures of a chunk of so many latent frames that comes next."""
+        first = not (self._state.history.shape[2] or self._state.chunk)
+        figures = replace(self._stream.request.figures, latent_frames=latent_frames)
+        group = self._stream.request.spec.scale_factor_temporal
+        return figures.num_frames(first=first, group=group)
 
     def _paints(self, shot: Shot) -> bool:
         """Whether a style or a cutoff must come into the picture now.
@@ -202,7 +218,8 @@ class Maker:
             return False
         if not self._state.history.shape[2]:
             return False
-        return shot.scene.style != NO_STYLE or shot.scene.cutoff != self._stream.request.cutoff
+        usual = float(self._stream.request.spec.defaults.get("cutoff", PAPER_DEFAULTS["cutoff"]))
+        return shot.scene.style != NO_STYLE or shot.scene.cutoff != (usual, usual)
 
     def _pulled(self, latents: Tensor) -> Tensor:
         weight = self._stream.request.anchor_color
@@ -260,7 +277,7 @@ class Shower:
     """
 
     def __init__(self, stream: Stream, vae: Any, tail: Tensor | None) -> None:
-        self._vae = vae
+        self._stream, self._vae = stream, vae
         self._is_continuous = stream.request.figures.vae_chunks == "continuous"
         self._decoder = StreamingDecoder(vae)
         self._tail = tail
@@ -271,6 +288,19 @@ class Shower:
     def tail(self) -> Tensor | None:
         """The newest latents, as many as warm a decoder up."""
         return self._tail
+
+    def unseen(self, count: int) -> NDArray[np.uint8]:
+        """So many last pictures of the latents before, which were made but are in no file yet."""
+        assert self._tail is not None
+        request = self._stream.request
+        if self._is_continuous:
+            decoder = StreamingDecoder(self._vae)
+            decoder.warm(self._tail[:, :, :-1])
+            latents = self._tail[:, :, -1:]
+        else:
+            decoder = StreamingDecoder(self._vae)
+            latents = self._tail[:, :, -request.latent_frames :]
+        return _pictures(decoder.push(latents))[-count:]
 
     def first_picture(self, latents: Tensor) -> NDArray[np.uint8]:
         """The picture that the stream begins with, as the autoencoder shows it."""
@@ -331,42 +361,11 @@ def tensors_of(
     return tensors
 
 
-def with_end(saved: SavedStream, shown: Shown, num_frames: int, figures: Any) -> SavedStream:
-    """The state with what of a last chunk was shown, for a video that goes on from there.
-
-    A stream that is taken up makes that chunk again, whole, as if it had never ended.
-
-    Args:
-        saved: before the chunk.
-        shown: the chunk.
-        num_frames: pictures of it that are in the video.
-        figures: of the card.
-    """
-    single = figures.vae_chunks == "independent" or saved.tensors["stream.history"].shape[2] == 0
-    group = (len(shown.frames) - single) // (shown.made.latents.shape[2] - single)
-    count = (num_frames - single) // group + single if num_frames >= single else 0
-    known = saved.tensors["stream.history"]
-    new = shown.made.latents[:, :, :count].float().cpu()
-    history = torch.cat([known.cpu(), new], 2)[:, :, -max(1, known.shape[2]) :]
-    tail = torch.cat([saved.tensors["tail"], new], 2)[:, :, -TAIL:]
-    return replace(
-        saved,
-        tensors={**saved.tensors, "end.history": history, "end.tail": tail},
-        notes={**saved.notes, "end_frames": saved.frames + (count - single) * group + single},
-    )
-
-
 def saved_beginning(saved: SavedStream) -> Beginning:
     """Where a stream that is taken up again stands."""
     picture = saved.tensors.get("picture")
     shown = None if picture is None else Image.fromarray(picture.numpy())
     return Beginning(None, None, saved.tensors.get("tail"), shown)
-
-
-def continued_beginning(saved: SavedStream) -> Beginning:
-    """Where another stream begins that goes on from this one's very end."""
-    beginning = saved_beginning(saved)
-    return replace(beginning, tail=saved.tensors.get("end.tail", beginning.tail))
 
 
 def _saved_anchor(saved: SavedStream) -> LatentAnchor | None:

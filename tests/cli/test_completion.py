@@ -139,7 +139,7 @@ def test_every_option_with_words_is_compared_with_the_program():
     compared = {"style", "model", "sampler", "cache", "preview", "device", "dtype"}
     compared |= {"offload", "quant", "attention"}
     with_words = {kind for kind, values in known_values().items() if values.words}
-    assert with_words == compared | {"shell", "document", "subject", "models", "name"}
+    assert with_words == compared | {"shell", "document", "subject", "models", "name", "sink"}
 
 
 def test_styles_and_models_come_with_what_they_are():
