@@ -13,6 +13,7 @@ start anew, nor another style, is a jump.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from osp_cli.procedural.motions import Motion
 
 GROUP = 4  # frames of a latent frame
 OVERLAP = 3  # latent frames that a chunk makes for the next one to take their place
+_CLIP_LATENTS = 12  # latent frames after the first in the clips of the training
 _MOVED = 0.12  # cells after which content has wholly left its place
 # The latent frame that later chunks' tokens take themselves for: what falls or glows has begun.
 _SETTLED = 8
@@ -107,9 +109,6 @@ class PictureMemory:
         size: height, width of the frame in pixels.
         surround: cells around the frame that image tokens show too.
         latent_frames: that a chunk hands over.
-
-    Raises:
-        ValueError: it hands over fewer than overlap.
     """
 
     def __init__(
@@ -121,14 +120,13 @@ class PictureMemory:
         surround: int,
         latent_frames: int = 9,
     ) -> None:
-        if latent_frames < OVERLAP:
-            raise ValueError(f"a chunk hands over at least {OVERLAP} latent frames")
         self._transformer = transformer
         self._vae = vae
         self._picture = picture.permute(2, 0, 1)[None].float() / 127.5 - 1
         self._size = size
-        self._surround = surround
         self.latent_frames = latent_frames
+        # The card's margin is what a clip needs; a longer chunk looks further.
+        self._surround = math.ceil(surround * max(1.0, self.made_frames / _CLIP_LATENTS))
 
     @property
     def made_frames(self) -> int:
@@ -192,10 +190,11 @@ class PictureMemory:
             )
         chunk = latents[:, :, : self.latent_frames].clone()
         if state.tail is not None:
-            share = (torch.arange(OVERLAP, device=chunk.device) + 1.0) / (OVERLAP + 1)
+            tail = state.tail[:, :, : self.latent_frames].to(chunk)
+            count = tail.shape[2]
+            share = (torch.arange(count, device=chunk.device) + 1.0) / (count + 1)
             share = share.reshape(1, 1, -1, 1, 1)
-            tail = state.tail.to(chunk.device)
-            chunk[:, :, :OVERLAP] = share * chunk[:, :, :OVERLAP] + (1 - share) * tail
+            chunk[:, :, :count] = share * chunk[:, :, :count] + (1 - share) * tail
         course = follow(state.course, motion, self._size, GROUP * self.latent_frames)[-1]
         return chunk, MemoryState(course, latents[:, :, self.latent_frames :].clone())
 
@@ -203,7 +202,7 @@ class PictureMemory:
         """Frame indices of the context and a chunk's latent frames, `before` of which came."""
         count = 1 + torch.arange(self.made_frames)
         if before == 0:
-            later = count
+            later = count.clamp(max=_CLIP_LATENTS)
         elif motion.scene == "fire":
             later = _GLOW_FROM + (before + count - _GLOW_FROM) % _GLOW[motion.speed]
         else:

@@ -173,6 +173,19 @@ def test_a_chunk_takes_the_place_of_the_last_ones_tail_gradually(parts, memory, 
     assert first.shape == joined.shape
 
 
+def test_chunks_may_be_shorter_than_the_overlap_and_longer_than_a_clip(parts, picture):
+    short = PictureMemory(*parts[:2], picture, SIZE, SURROUND, latent_frames=1)
+    _, state = make(parts, short, picture, "pan left", MemoryState())
+    latents, _ = make(parts, short, picture, "pan left", state)
+    assert latents.shape[2] == 1
+    # What a longer chunk's camera comes to is among what is shown.
+    long = PictureMemory(*parts[:2], picture, SIZE, SURROUND, latent_frames=21)
+    shown = long.look(MemoryState()).shown
+    assert shown.shape[4] - 12 == 2 * 10
+    latents, _ = make(parts, long, picture, "pan left quickly", MemoryState())
+    assert latents.shape[2] == 21 and latents.isfinite().all()
+
+
 def test_a_stream_goes_on_from_its_tensors_bit_for_bit(parts, memory, picture):
     _, state = make(parts, memory, picture, "zoom in", MemoryState())
     _, state = make(parts, memory, picture, "gentle waves", state)
