@@ -171,6 +171,11 @@ class ExtendRequest(GenerateRequest):
                     f"osp extend makes one chunk after the other, {flag} is for single clips",
                     hint="leave it out",
                 )
+        if self.figures.layout == "helios" and (self.sampler != "dmd" or str(self.cache) != "none"):
+            raise InvalidRequestError(
+                f"{self.model} has a sampler of its own, without step caches",
+                hint="leave out --sampler and --cache",
+            )
         if self.mix is not None and self.mix.is_morph:
             raise InvalidRequestError(
                 f"--style {self.style} morphs over a clip, and a stream has no end",

@@ -152,7 +152,7 @@ def dials_of(
         InvalidRequestError: two values contradict each other, or a name is unknown.
     """
     spec = find_model(strongest_of("model", layers) or "osp-mini")
-    given = [*layers, Layer("--realtime", _live(spec))] if realtime else list(layers)
+    given = [*layers, *_live(spec, realtime=realtime)]
     default = ENDLESS if realtime else DEFAULT_SECONDS
     length = Setting(default, "default")
     bare = []
@@ -175,16 +175,22 @@ def dials_of(
     return settings, notices
 
 
-def _live(spec: ModelSpec) -> Mapping[str, Any]:
-    """What `--realtime` sets for a model."""
+def _live(spec: ModelSpec, *, realtime: bool) -> list[Layer]:
+    """What `--realtime` sets for a model that was trained for it; others keep their own ways.
+
+    One whose stages are trained knows no other way.
+    """
     figures = spec.realtime
-    if figures is None:
-        return {}
-    return {
+    if figures is None or not figures.trained:
+        return []
+    if not realtime and figures.layout != "helios":
+        return []
+    values = {
         "num_inference_steps": sum(figures.steps),
         "guidance_scale": 1.0,
         "sampler": figures.sampler,
     }
+    return [Layer("--realtime" if realtime else f"card {spec.name}", values)]
 
 
 def _new_frames(values: Mapping[str, Any]) -> int | None:

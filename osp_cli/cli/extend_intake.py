@@ -235,8 +235,8 @@ def _notices(settled: SettledExtend) -> list[str]:
     told = []
     if request.realtime and not request.figures.trained:
         told.append(
-            f"{request.model} was not trained for few steps, a live stream of it looks rough; "
-            "without --realtime it takes its own"
+            f"{request.model} has no weights for few steps: its stream takes "
+            f"{request.num_inference_steps} and runs slower than the clock"
         )
     if request.negative_prompt and request.guidance_scale <= 1 and (
         settled.settings["negative-prompt"].origin == "flag"

@@ -179,8 +179,8 @@ def memory(picture: Path, folder: Path, chunks: int, extra: Sequence[str]) -> di
     """Resident memory over many chunks."""
     arguments = [str(picture), "gentle waves", "--realtime", "--seed", "1", "-o", "long.mp4", "-y"]
     probe = watch([*arguments, "-f", "73", *extra], folder)
-    per_chunk = probe.of_type("stream")[1][1]["num_frames"] - (
-        probe.of_type("stream")[0][1]["num_frames"]
+    per_chunk = (
+        probe.of_type("stream")[1][1]["num_frames"] - (probe.of_type("stream")[0][1]["num_frames"])
     )
     seen = watch([*arguments, "-f", str(1 + chunks * per_chunk), *extra], folder)
     sizes = seen.resident
@@ -267,7 +267,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure what is asked for and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--picture", type=Path, help="photo to begin with; a rendered one if left out")
+    parser.add_argument(
+        "--picture", type=Path, help="photo to begin with; a rendered one if left out"
+    )
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--chunks", type=int, default=300)
     parser.add_argument("--keep", type=Path, help="folder for the videos")
