@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -173,9 +174,28 @@ def _of_file(path: Path, common: dict[str, Any]) -> tuple[Continuation, list[Lay
     wanted = Continuation(video=path, latents=latents, **common)
     if recipe is None:
         return wanted, [], []
-    layer = Layer(f"recipe of {path.name}", _brought_along(recipe))
+    layer = Layer(f"recipe of {path.name}", {**_brought_along(recipe), **_last_scene(latents)})
     said = f"the prompt of {path.name}: {recipe['prompt']!r}" if recipe.get("prompt") else ""
     return wanted, [layer], [said] if said and "prompt" in layer.values else []
+
+
+def _last_scene(state: Path | None) -> dict[str, Any]:
+    """What a stream showed when it ended, so that it looks the same when it goes on."""
+    if state is None:
+        return {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(state, "np") as file:
+            scene = json.loads((file.metadata() or {})["notes"])["direction"]["shown"]
+        return {
+            "prompt": str(scene["prompt"]),
+            "style": str(scene["style"]),
+            "cutoff": tuple(map(float, scene["cutoff"])),
+        }
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        # It is read again, and refused, before anything is made.
+        return {}
 
 
 def _recipe_of(path: Path) -> Mapping[str, Any] | None:

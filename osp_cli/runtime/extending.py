@@ -186,7 +186,10 @@ class _Run:
         else:
             beginning = saved_beginning(saved)
         self._picture = beginning.picture
-        maker = Maker(self._stream, self._parts, self._direction, beginning, saved)
+        maker = Maker(
+            *(self._stream, self._parts, self._direction, beginning, saved),
+            num_shown=int(self._shows_first),
+        )
         shower = Shower(self._stream, self._parts.vae, beginning.tail)
         yield StageFinished("condition", time.perf_counter() - started)
         with self._ending(), self._stop.patience():
@@ -248,8 +251,16 @@ class _Run:
         cut = 0 if saved is None else int(saved.notes["cut"])
         if source is not None and self._shows_source:
             return self._stream.source_frames + cut
-        first = saved is None and source is None and self._picture is not None
-        return cut + int(first)
+        return cut + int(self._shows_first)
+
+    @property
+    def _shows_first(self) -> bool:
+        """Whether the picture itself is the first of the stream: not where the first chunk paints
+        it, as one glimpse of the photo before a painting is a flash."""
+        stream = self._stream
+        if stream.saved is not None or stream.source is not None or stream.picture is None:
+            return False
+        return not (self._request.figures.paints and self._direction.scene_at(0).style != NO_STYLE)
 
     @property
     def _shows_source(self) -> bool:
@@ -266,8 +277,10 @@ class _Run:
                 if self._stop.requested:
                     raise self._stop.error("stopped before the first chunk", self._kept())
         elif first is not None and saved is None:
-            self._write(shower.first_picture(first))
-            self._made += 1
+            picture = shower.first_picture(first)
+            if self._shows_first:
+                self._write(picture)
+                self._made += 1
         if saved is not None and (cut := int(saved.notes["cut"])):
             frames = self._wanted(shower.unseen(cut))
             if len(frames):

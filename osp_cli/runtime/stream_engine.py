@@ -109,6 +109,7 @@ class Maker:
         direction: what the chunks shall show.
         beginning: where they start.
         saved: the state to go on from.
+        num_shown: pictures of the stream that are there before its first chunk.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Maker:
         direction: Direction,
         beginning: Beginning,
         saved: SavedStream | None,
+        num_shown: int = 0,
     ) -> None:
         self._stream, self._parts, self._direction = stream, parts, direction
         self._picture = beginning.picture
@@ -137,8 +139,7 @@ class Maker:
             self._state = pipeline.begin(
                 self._inputs, beginning.context, beginning.first, beginning.picture
             )
-        # The picture that a stream begins with is one of its own.
-        self._planned = int(stream.source is None and beginning.first is not None)
+        self._planned = num_shown
         if saved is not None:
             cut = int(saved.notes["cut"])
             self._planned = cut + (saved.made if stream.is_resumed else 0)
