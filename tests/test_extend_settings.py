@@ -67,10 +67,10 @@ def test_a_style_is_above_the_card_and_below_realtime():
     styled = request({"model": model, "style": "ghibli"})
     live = request({"model": model, "style": "ghibli"}, realtime=True)
     assert (plain.shift, styled.shift, live.shift) == (7.0, 3.0, 3.0)
-    assert plain.guidance_scale == styled.guidance_scale == 5.0
-    assert live.guidance_scale == 1.0
-    assert live.sampler == find_model(model).realtime.sampler
     assert origins({"model": model, "style": "ghibli"}, realtime=True)["shift"] == "style ghibli"
+    # It has no weights for few steps, and so goes its own way.
+    assert {made.guidance_scale for made in (plain, styled, live)} == {5.0}
+    assert live.num_inference_steps == plain.num_inference_steps
     assert request({"model": model, "shift": 2.0, "style": "ghibli"}).shift == 2.0
 
 

@@ -192,8 +192,9 @@ def _recipe_entries(
     request: ExtendRequest, source: SourceVideo | None, saved: SavedStream | None
 ) -> Mapping[str, Any]:
     if request.resume is not None and saved is not None:
-        # The same stream: only how long it gets is told anew.
-        return {**saved.recipe, "new_frames": request.new_frames}
+        # The same stream: only how long it gets is told anew, and the weights must be as they were.
+        kept = {name: value for name, value in saved.recipe.items() if name != "weights_sha256"}
+        return {**kept, "new_frames": request.new_frames}
     return {} if source is None else {"video_sha256": source.sha256}
 
 
