@@ -19,7 +19,7 @@ from osp_cli.outputs import (
 from osp_cli.realtime_card import RealtimeFigures
 from osp_cli.registry import ModelSpec, model_specs
 from osp_cli.requests import GenerateRequest
-from osp_cli.stage_sizes import staged_size_problem
+from osp_cli.stage_sizes import stage_multiple, staged_size_problem
 
 if TYPE_CHECKING:
     from osp_cli.screenplay import Cue
@@ -149,13 +149,15 @@ class ExtendRequest(GenerateRequest):
             )
         if self.width is None or self.height is None:
             return
-        nearest = staged_size_problem(
-            self.width, self.height, len(self.stage_steps), self.spec.multiple_of
-        )
+        stages, multiple = len(self.stage_steps), self.spec.multiple_of
+        nearest = staged_size_problem(self.width, self.height, stages, multiple)
         if nearest is not None:
+            if nearest[0] * nearest[1] > self.spec.max_pixels:
+                step = stage_multiple(stages, multiple)
+                nearest = self.width // step * step or step, self.height // step * step or step
             raise InvalidRequestError(
-                f"--size {self.width}x{self.height} cannot be halved {len(self.stage_steps) - 1} "
-                f"times for {len(self.stage_steps)} stages",
+                f"--size {self.width}x{self.height} cannot be halved {stages - 1} times "
+                f"for {stages} stages",
                 hint=f"--size {nearest[0]}x{nearest[1]}, or fewer --stages",
             )
 
@@ -221,6 +223,11 @@ def split_steps(num_inference_steps: int, usual: tuple[int, ...]) -> tuple[int, 
 def state_path(output: Path) -> Path:
     """Where the state of a stream lies: `clip.mp4` -> `clip.state.safetensors`."""
     return output.with_name(output.stem + STATE_SUFFIX)
+
+
+def state_before(path: Path) -> Path:
+    """Where the state before the last one lies."""
+    return path.with_name(f".{path.stem}.before{path.suffix}")
 
 
 def screenplay_path(output: Path) -> Path:

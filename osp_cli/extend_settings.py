@@ -198,7 +198,7 @@ def _new_frames(values: Mapping[str, Any]) -> int | None:
     length: int | float = values["seconds"]
     if isinstance(length, int):
         return int(length)
-    if math.isinf(length):
+    if length == math.inf:
         return None
     if not 0 < length <= 86400 * 30:
         raise InvalidRequestError(f"--seconds must be above 0, got {length:g}")

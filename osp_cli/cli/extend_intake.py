@@ -12,10 +12,8 @@ from typing import Any
 from osp_cli.cli.extend_values import StageList, read_text
 from osp_cli.config import Layer
 from osp_cli.dials import Seeds, Size
-from osp_cli.errors import InvalidRequestError
-from osp_cli.extend_request import (
-    state_path,
-)
+from osp_cli.errors import InvalidRequestError, UnreadableMediaError
+from osp_cli.extend_request import state_before, state_path
 from osp_cli.extend_settings import Continuation, SettledExtend, dials_of, settle_extend
 from osp_cli.outputs import STATE_SUFFIX, STDOUT, STREAM_EXTENSIONS
 from osp_cli.registry import model_specs
@@ -270,17 +268,24 @@ def _resumed(call: ExtendCall) -> SettledExtend:
     assert call.resume is not None
     late = [name for name, value in call.flags.items() if value is not None]
     wrong = [name for name in late if name not in _OF_A_RESUME]
-    if call.source or call.prompt or call.text or call.screenplay or wrong:
-        raise InvalidRequestError(
-            "--resume goes on exactly as before, other settings make another stream",
-            hint="leave them out, or go on with them: osp extend VIDEO PROMPT",
-        )
+    own = (
+        *(call.source, call.prompt, call.text, call.screenplay, call.from_recipe),
+        *(call.context, call.latent_frames, call.stages, call.anchor_color),
+    )
+    other = InvalidRequestError(
+        "--resume goes on exactly as before, other settings make another stream",
+        hint="leave them out, or go on with them: osp extend VIDEO PROMPT",
+    )
+    if wrong or any(value is not None for value in own):
+        raise other
     state = _state_of(Path(call.resume))
-    recipe = _recipe_of(state)
+    recipe = _recipe_of_state(state)
     if recipe is None or recipe.get("command") != "extend":
         raise InvalidRequestError(
             f"{state} is no state of osp extend", hint=f"a state ends in {STATE_SUFFIX}"
         )
+    if call.realtime and recipe.get("realtime") is False:
+        raise other
     return _request_of(recipe, call, state)
 
 
@@ -328,12 +333,26 @@ def _request_of(recipe: Mapping[str, Any], call: ExtendCall, state: Path) -> Set
     return settle_extend(wanted, layers=[layer], **flags)
 
 
+def _recipe_of_state(state: Path) -> Mapping[str, Any] | None:
+    """Of the newest one that can be read: a disk that fails may have damaged the last.
+
+    Raises:
+        UnreadableMediaError: there is none.
+    """
+    try:
+        return _recipe_of(state)
+    except UnreadableMediaError:
+        if not (earlier := state_before(state)).is_file():
+            raise
+        return _recipe_of(earlier)
+
+
 def _state_of(path: Path) -> Path:
     """The state file that is meant by itself, or by its video."""
     if not path.name.endswith(STATE_SUFFIX):
         stem = path.with_suffix("")
         path = state_path(stem.with_name(stem.name.removesuffix(".recording") + ".mp4"))
-    if not path.is_file():
+    if not path.is_file() and not state_before(path).is_file():
         raise InvalidRequestError(
             f"{path} does not exist", hint=f"--resume takes the {STATE_SUFFIX} beside a video"
         )

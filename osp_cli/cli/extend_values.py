@@ -31,7 +31,13 @@ def stage_list(text: str) -> StageList:
         if not 1 <= count <= 4:
             raise InvalidRequestError(f"--stages must be 1 to 4, got {count}")
         return StageList(count)
-    sizes = [tuple(size(part)) for part in text.split(",")]
+    try:
+        sizes = [tuple(size(part)) for part in text.split(",")]
+    except InvalidRequestError:
+        raise InvalidRequestError(
+            f"--stages takes a number or sizes, got {text!r}",
+            hint="--stages 160x96,320x192,640x384, or --stages 3",
+        ) from None
     for low, high in itertools.pairwise(sizes):
         if (low[0] * 2, low[1] * 2) != high:
             raise InvalidRequestError(

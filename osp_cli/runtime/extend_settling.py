@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from osp_cli.errors import InvalidRequestError
+from osp_cli.errors import InvalidRequestError, UnreadableMediaError
 from osp_cli.events import Planned
 from osp_cli.extend_request import ExtendRequest, state_path
 from osp_cli.media.fitting import fit_notice
@@ -86,11 +86,12 @@ def settle_stream(request: ExtendRequest) -> tuple[Stream, list[str]]:
     """
     _check_output(request)
     source = None if request.video is None else probe_source(request.video)
-    saved = _saved(request, source)
+    saved, problems = _saved(request, source)
     size = _choose_size(request, source, saved)
     request = replace(request, width=size[0], height=size[1])
     clip, notices = settle(_as_clip(request), _recipe_entries(request, source, saved))
     clip = replace(clip, request=request)
+    notices = [*problems, *notices]
     if source is not None:
         cropped = fit_notice((source.width, source.height), size, what="video")
         notices = [*source.notices, *filter(None, [cropped]), *notices]
@@ -118,13 +119,18 @@ def _check_output(request: ExtendRequest) -> None:
     check_recording(request.output, overwrite=request.overwrite or resumed, resumed=resumed)
 
 
-def _saved(request: ExtendRequest, source: SourceVideo | None) -> SavedStream | None:
-    """The state to go on from, if it fits what is asked."""
+def _saved(
+    request: ExtendRequest, source: SourceVideo | None
+) -> tuple[SavedStream | None, list[str]]:
+    """The state to go on from, if it fits what is asked, and what to tell where it is damaged."""
     if request.resume is not None:
-        return states_of(request.resume)[0]
+        return states_of(request.resume)[0], []
     if request.latents is None or source is None:
-        return None
-    saved = load_stream(request.latents)
+        return None, []
+    try:
+        saved = load_stream(request.latents)
+    except UnreadableMediaError as error:
+        return None, [f"{error.message}; going on from the video's pictures"]
     fits = (
         saved.recipe.get("model") == request.model
         and saved.frames == source.num_frames_at(request.fps)
@@ -134,7 +140,7 @@ def _saved(request: ExtendRequest, source: SourceVideo | None) -> SavedStream | 
         and saved.recipe.get("fps") == request.fps
     )  # fmt: skip
     # The video may have been cut since, or it goes on at another size: then its pictures count.
-    return saved if fits else None
+    return (saved if fits else None), []
 
 
 def _choose_size(
@@ -186,8 +192,9 @@ def _recipe_entries(
     request: ExtendRequest, source: SourceVideo | None, saved: SavedStream | None
 ) -> Mapping[str, Any]:
     if request.resume is not None and saved is not None:
-        # The same stream: only how long it gets is told anew.
-        return {**saved.recipe, "new_frames": request.new_frames}
+        # The same stream: only how long it gets is told anew, and the weights must be as they were.
+        kept = {name: value for name, value in saved.recipe.items() if name != "weights_sha256"}
+        return {**kept, "new_frames": request.new_frames}
     return {} if source is None else {"video_sha256": source.sha256}
 
 

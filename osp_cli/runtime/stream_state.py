@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from osp_cli.errors import UnreadableMediaError
-from osp_cli.media.files import atomic_output, explained
+from osp_cli.extend_request import state_before
+from osp_cli.media.files import atomic_output, explained, flush_file, hidden_sibling
 from osp_cli.media.recipes import canonical_json
 from osp_cli.outputs import STDOUT
 
@@ -63,8 +65,27 @@ def save_stream(path: Path, saved: SavedStream) -> None:
     data = save({name: each.contiguous() for name, each in saved.tensors.items()}, metadata)
     with explained(path), atomic_output(path, overwrite=True) as part:
         part.write_bytes(data)
-        if path.exists():
-            path.replace(before(path))
+        flush_file(part)
+        # Only now, when nothing but a new name is left to be done.
+        _keep_as_before(path)
+
+
+def _keep_as_before(path: Path) -> None:
+    """Give the state a second name, so that there is one at every moment under the first."""
+    if not path.exists():
+        return
+    link = hidden_sibling(path, "before")
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    try:
+        os.link(path, link)
+    except (OSError, NotImplementedError):
+        # A file system without links: for a moment there is only the one before.
+        path.replace(state_before(path))
+        return
+    link.replace(state_before(path))
+    # It stays where both were the same file already.
+    link.unlink(missing_ok=True)
 
 
 def load_stream(path: Path) -> SavedStream:
@@ -101,7 +122,7 @@ def states_of(path: Path) -> list[SavedStream]:
     """
     found: list[SavedStream] = []
     problem: UnreadableMediaError | None = None
-    for each in (path, before(path)):
+    for each in (path, state_before(path)):
         try:
             found.append(load_stream(each))
         except UnreadableMediaError as error:
@@ -112,14 +133,9 @@ def states_of(path: Path) -> list[SavedStream]:
     return found
 
 
-def before(path: Path) -> Path:
-    """Where the state before the last one lies."""
-    return path.with_name(f".{path.name}.before")
-
-
 def forget(path: Path) -> None:
     """Remove a state and the one before."""
     if path != STDOUT:
-        for each in (path, before(path)):
+        for each in (path, state_before(path)):
             with contextlib.suppress(OSError):
                 each.unlink()
