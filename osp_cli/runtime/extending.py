@@ -42,6 +42,8 @@ from osp_cli.media.drift import DriftMeter
 from osp_cli.media.files import atomic_output, make_folder
 from osp_cli.media.live import LiveEvents, LiveSink, open_live, take_up
 from osp_cli.media.live.recording import recording_path
+from osp_cli.media.sound import AudioTrack
+from osp_cli.media.source_video import probe_source
 from osp_cli.outputs import STDOUT
 from osp_cli.runtime.conveyor import Conveyor
 from osp_cli.runtime.extend_settling import Stream, settle_stream
@@ -243,7 +245,20 @@ class _Run:
             events=LiveEvents(status=self._now, steer=self._steered, notice=self._said.put),
             first_frame=self._frames,
             earlier=self._earlier,
+            audio=self._sound(),
         )
+
+    def _sound(self) -> AudioTrack | None:
+        """The sound of the video that goes on, as long as that lasts; what comes next is silent."""
+        source = self._stream.source
+        if not self._request.is_file:
+            return None
+        if source is not None and self._shows_source:
+            return source.sound(self._stream.source_frames / self._request.fps)
+        if not self._earlier:
+            return None
+        earlier = probe_source(self._earlier[0])
+        return earlier.sound(self._frames / self._request.fps)
 
     def _num_leading(self) -> int:
         """Pictures before the first chunk."""

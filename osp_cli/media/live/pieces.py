@@ -64,6 +64,7 @@ def join(
     *,
     overwrite: bool = False,
     comment: str | None = None,
+    sound: Path | None = None,
 ) -> int:
     """Put recordings of one stream one after the other, without coding them anew.
 
@@ -75,6 +76,7 @@ def join(
         out: `.mp4` or `.mkv`; it may be one of the pieces if `overwrite` is on.
         overwrite: replace a file of that name.
         comment: text of the comment tag, instead of the first piece's.
+        sound: a file of sound, of `prepared_sound`, to begin with the first frame.
 
     Returns:
         The number of frames.
@@ -104,7 +106,9 @@ def join(
         inputs = ["-f", "concat", "-safe", "0", "-i", f"file:{listing}"]
         # The concatenation has no tags of its own.
         inputs += ["-f", "ffmetadata", "-i", tags] if tags else ["-i", f"file:{paths[0]}"]
-        _copy([*inputs, "-map", "0:v:0", "-map_metadata", "1", "-c", "copy"], part, out)
+        inputs += ["-copyts", "-i", f"file:{sound}"] if sound else []
+        streams = ["-map", "0:v:0", *(("-map", "2:a:0") if sound else ())]
+        _copy([*inputs, *streams, "-map_metadata", "1", "-c", "copy"], part, out)
         _verify(part, out, sum(counts))
     return sum(counts)
 

@@ -27,6 +27,7 @@ from osp_cli.media.live.encoding import (
 from osp_cli.media.live.picture import Picture
 from osp_cli.media.live.pieces import FORMATS, count_frames, cut_to, join
 from osp_cli.media.recipes import canonical_json, sidecar_path
+from osp_cli.media.sound import AudioTrack, prepared_sound
 from osp_cli.media.video import metadata_file
 
 if TYPE_CHECKING:
@@ -88,6 +89,10 @@ class Recording:
         overwrite: replace what has the name of the output.
         earlier: pieces of the same stream that come before, made by other runs; they are joined
             with this one at the end, and gone then.
+        audio: sound of the first part; it comes in when the file is whole.
+
+    Attributes:
+        notices: sentences about sound that cannot be used.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class Recording:
         recipe: Mapping[str, Any] | None,
         overwrite: bool,
         earlier: Sequence[Path] = (),
+        audio: AudioTrack | None = None,
     ) -> None:
         check_recording(output, overwrite=overwrite, resumed=bool(earlier))
         self.path = recording_path(output)
@@ -108,6 +114,8 @@ class Recording:
         self._recipe = recipe
         self._overwrite = overwrite or bool(earlier)
         self._earlier = tuple(earlier)
+        self._audio = audio
+        self.notices: list[str] = []
         self._stack = contextlib.ExitStack()
         self._tags = contextlib.ExitStack()
         self._encoder: LiveEncoder | None = None
@@ -211,11 +219,21 @@ class Recording:
             if self._recipe is not None:
                 part = stack.enter_context(atomic_output(sidecar, overwrite=self._overwrite))
                 part.write_text(canonical_json(self._recipe, indent=2) + "\n", "utf-8")
+            sound = None
+            if self._audio is not None:
+                sound = stack.enter_context(prepared_sound(self._audio, self.notices))
             if self._earlier:
                 own = (self.path,) if self.num_frames else ()
-                join([*self._earlier, *own], self._output, overwrite=True, comment=final)
-            elif final != self._comment:
-                join([self.path], self._output, overwrite=self._overwrite, comment=final)
+                pieces = [*self._earlier, *own]
+                join(pieces, self._output, overwrite=True, comment=final, sound=sound)
+            elif final != self._comment or sound:
+                join(
+                    [self.path],
+                    self._output,
+                    overwrite=self._overwrite,
+                    comment=final,
+                    sound=sound,
+                )
             else:
                 with explained(self._output):
                     flush_file(self.path)

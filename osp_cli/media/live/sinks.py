@@ -17,6 +17,7 @@ from osp_cli.media.live.picture import Picture
 from osp_cli.media.live.recording import Recording
 from osp_cli.media.live.streams import Stream
 from osp_cli.media.live.targets import Target, check_targets, parse_targets
+from osp_cli.media.sound import AudioTrack
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,6 +121,7 @@ def open_live(
     first_frame: int = 0,
     earlier: Sequence[Path] = (),
     paced: bool = True,
+    audio: AudioTrack | None = None,
 ) -> LiveSink:
     """The sink of a stream.
 
@@ -137,6 +139,7 @@ def open_live(
         first_chunk_frames: of the first chunk, where that is another number.
         first_frame: number of the first frame, where the stream goes on from an earlier run.
         earlier: what that left of the file, from `take_up`.
+        audio: sound of the first part, for the file alone.
         paced: keep viewers to the clock; with False they get frames as fast as they take them.
 
     Raises:
@@ -159,7 +162,13 @@ def open_live(
     recording = None
     if any(place.kind == "file" for place in places):
         kept = recipe if metadata else None
-        recording = Recording(output, picture, recipe=kept, overwrite=overwrite, earlier=earlier)
+        recording = Recording(
+            *(output, picture),
+            recipe=kept,
+            overwrite=overwrite,
+            earlier=earlier,
+            audio=audio,
+        )
     sink = _Targets(picture, recording, events)
     with contextlib.ExitStack() as stack:
         stack.callback(sink.abort)
@@ -224,6 +233,8 @@ class _Targets:
         if self._recording is not None:
             try:
                 saved = self._recording.close(recipe)
+                for notice in self._recording.notices:
+                    self._tell(notice)
             except BaseException:
                 self.abort()
                 raise

@@ -31,6 +31,7 @@ from osp_cli.media.live import (
 )
 from osp_cli.media.live.encoding import video_encoder
 from osp_cli.media.recipes import read_recipe, sidecar_path
+from osp_cli.media.sound import AudioTrack
 from osp_cli.media.video import probe_video
 
 _STREAMS = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "streams.py")))
@@ -474,3 +475,49 @@ def test_an_ffmpeg_without_any(tmp_path, fake_ffmpeg):
     with pytest.raises(RuntimeFailureError, match="none of the encoders"):
         write_chunks(sink, 0)
     assert left_in(tmp_path) == []
+
+
+def tone(path: Path, seconds: float) -> Path:
+    """A file of sound."""
+    arguments = ["-y", "-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}"]
+    with ffmpeg.Decoder([*arguments, "-c:a", "aac", str(path)]) as process:
+        assert process.finish() == 0, process.said
+    return path
+
+
+def sound_seconds(path: Path) -> float:
+    """How long the sound of a file is; 0 without one."""
+    with ffmpeg.Decoder(
+        ["-i", str(path), "-map", "0:a:0", "-f", "s16le", "-ac", "1", "-ar", "8000", "pipe:1"]
+    ) as process:
+        data = b"".join(process.lines())
+        process.finish()
+    return len(data) / 16000
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_the_sound_of_the_first_part_is_in_the_whole_file(tmp_path, name):
+    audio = AudioTrack(tone(tmp_path / "tone.m4a", 2.0), 0.5)
+    sink = open_stream(tmp_path / name, audio=audio)
+    for number in range(4):
+        sink.write(chunk(number))
+    sink.close({**RECIPE, "frames": 4 * CHUNK})
+    assert count_frames(tmp_path / name) == 4 * CHUNK
+    # Copied packets end with the one in which the part ends.
+    assert sound_seconds(tmp_path / name) == pytest.approx(0.5, abs=0.08)
+    assert not sink.notices
+
+
+def test_sound_stays_when_a_piece_is_joined_to_it(tmp_path):
+    audio = AudioTrack(tone(tmp_path / "tone.m4a", 2.0), 0.2)
+    first = open_stream(tmp_path / "clip.mp4", audio=audio)
+    first.write(chunk(0))
+    first.write(chunk(1))
+    first.close(RECIPE)
+    pieces = take_up(tmp_path / "clip.mp4", 2 * CHUNK)
+    again = AudioTrack(pieces[0], 0.2)
+    second = open_stream(tmp_path / "clip.mp4", earlier=pieces, audio=again)
+    second.write(chunk(2))
+    second.close(RECIPE)
+    assert count_frames(tmp_path / "clip.mp4") == 3 * CHUNK
+    assert sound_seconds(tmp_path / "clip.mp4") == pytest.approx(0.2, abs=0.1)
