@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from osp_cli.cli.extend_values import StageList, stage_list
-from osp_cli.dials import number, whole_number
+from osp_cli.dials import Cutoffs, Seeds, cutoff, number, seeds, whole_number
 
 ExtendInputArg = Annotated[
     str | None,
     typer.Argument(
-        metavar="[INPUT]",
+        metavar="INPUT",
         help="Video or picture that goes on, - for a picture on stdin [the last output]",
         show_default=False,
     ),
@@ -30,6 +30,31 @@ ExtendOutputOpt = Annotated[
         "-o",
         metavar="PATH",
         help=".mp4, .mkv, a folder/, or - for stdout [{name}-{style}-{seed}.mp4]",
+    ),
+]
+ExtendStyleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--style",
+        "-s",
+        metavar="NAME[:X]",
+        help="One of `osp styles`, ghibli:0.5 for half of it, ink+oil for a mixture; a screenplay "
+        "changes it [none]",
+        show_default=False,
+    ),
+]
+ExtendSeedOpt = Annotated[
+    Seeds | None,
+    typer.Option("--seed", metavar="N", parser=seeds, help="Equal seeds, equal videos [random]"),
+]
+ExtendCutoffOpt = Annotated[
+    # Its reader may also give a single Ramp, but Typer knows no unions.
+    Cutoffs | None,
+    typer.Option(
+        "--cutoff",
+        metavar="P",
+        parser=cutoff,
+        help="0 to 1: how little of the picture's detail leads [0.1]",
     ),
 ]
 ExtendSecondsOpt = Annotated[
@@ -124,5 +149,9 @@ AnchorOpt = Annotated[
 ]
 ListenOpt = Annotated[
     bool,
-    typer.Option("--listen/--no-listen", help="Lines typed or piped in change the stream [yes]"),
+    typer.Option(
+        "--listen/--no-listen",
+        show_default=False,
+        help="Lines typed or piped in change a live stream [yes]",
+    ),
 ]
