@@ -58,6 +58,14 @@ def register_tiny():
     registry.model_specs = lambda: specs
 
 
+@pytest.fixture(autouse=True, scope="session")
+def state_of_their_own(tmp_path_factory):
+    """Tests, and the programs that they start, note their last output apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_spec():
     """The card of osp-mini for smaller pictures and weights of another folder."""

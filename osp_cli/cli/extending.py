@@ -113,6 +113,7 @@ def _events(
     """The events of the run, with the notices of the settings and the time of the imports."""
     from osp_cli.events import Done, Notice, Saved
     from osp_cli.last_output import remember
+    from osp_cli.outputs import STDOUT
     from osp_cli.runtime.start_up import light_imports
 
     yield from (Notice(message) for message in settled.notices)
@@ -124,7 +125,7 @@ def _events(
         match event:
             case Done(seconds, timings, skipped):
                 event = Done(seconds + imported, {"imports": imported, **timings}, skipped)
-            case Saved(path):
+            case Saved(path) if path != STDOUT:
                 remember(path)
         yield event
 

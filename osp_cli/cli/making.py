@@ -340,6 +340,8 @@ class _Left:
 def _events(asked: Asked, started: float, stop: StopSignal, left: _Left) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
     from osp_cli.events import Done, LatentsSaved, Notice, Saved
+    from osp_cli.last_output import remember
+    from osp_cli.outputs import STDOUT
     from osp_cli.runtime.start_up import light_imports
 
     yield from (Notice(message) for message in asked.notices)
@@ -353,6 +355,8 @@ def _events(asked: Asked, started: float, stop: StopSignal, left: _Left) -> Iter
             case Saved(path):
                 left.saved.append(path)
                 left.kept = ()
+                if path != STDOUT:
+                    remember(path)
             case Done(seconds, timings, skipped):
                 event = Done(seconds + imported, {"imports": imported, **timings}, skipped)
         yield event
