@@ -31,6 +31,8 @@ class RealtimeFigures:
             tokens, as if it were a picture.
         paints: a style or a cutoff is painted in one chunk, with latent shifting and Fourier
             features of the context; what follows holds it.
+        context_noise: a picture or video that the user brings gets a little noise, as what the model
+            makes itself is never as clean.
         crossfade: chunks over which one prompt passes into the next.
         memory: what is kept besides the context: `none`, or `picture`, the picture that the stream
             began with, in which a model that only looks finds all that it ever shows.
@@ -47,6 +49,7 @@ class RealtimeFigures:
     conditions: str = "none"
     paints: bool = False
     crossfade: int = 1
+    context_noise: bool = False
     memory: str = "none"
 
     def num_frames(self, *, first: bool, group: int = 4) -> int:
@@ -97,6 +100,7 @@ def read_realtime(table: CardTable) -> RealtimeFigures:
             else plain.conditions
         ),
         paints=table.boolean("paints", default=False),
+        context_noise=table.boolean("context_noise", default=False),
         crossfade=table.count("crossfade") if table.has("crossfade") else plain.crossfade,
         memory=table.text("memory", MEMORIES) if table.has("memory") else plain.memory,
     )

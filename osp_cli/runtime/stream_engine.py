@@ -27,7 +27,7 @@ from osp_cli.runtime.extend_settling import Stream
 from osp_cli.runtime.models import CONDITIONING, SAMPLING, Models
 from osp_cli.runtime.stream_source import Beginning
 from osp_cli.runtime.stream_state import TAIL, SavedStream
-from osp_cli.sampling.anchors import LatentAnchor
+from osp_cli.sampling.anchors import LatentAnchor, noisy_context
 from osp_cli.settings import PAPER_DEFAULTS
 from osp_cli.style_mix import NO_STYLE
 
@@ -137,7 +137,10 @@ class Maker:
             self._state = replace(anew, memory=old.memory)
         else:
             self._state = pipeline.begin(
-                self._inputs, beginning.context, beginning.first, beginning.picture
+                self._inputs,
+                self._as_context(beginning.context),
+                self._as_context(beginning.first),
+                beginning.picture,
             )
         self._planned = num_shown
         if saved is not None:
@@ -187,6 +190,13 @@ class Maker:
         return Made(
             *(shot, latents, self._state, self._anchor, self._direction.as_json(), seconds, steps)
         )
+
+    def _as_context(self, latents: Tensor | None) -> Tensor | None:
+        """What the user brought, as this model wants to be shown it."""
+        request = self._stream.request
+        if latents is None or not request.figures.context_noise:
+            return latents
+        return noisy_context(latents, torch.Generator().manual_seed(request.seed))
 
     def _num_latent_frames(self, wanted: int | None) -> int:
         """Of the next chunk: fewer at the end, so that hardly more is made than is shown."""
