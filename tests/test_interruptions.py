@@ -64,12 +64,15 @@ class Osp:
         folder.mkdir()
         Image.radial_gradient("L").resize((96, 64)).convert("RGB").save(folder / "cat.png")
 
-    def __call__(self, *argv, stage=None, signals=()):
-        job = {"argv": argv, "cwd": str(self.folder), "stage": stage, "signals": [*signals]}
+    def __call__(self, *argv, stage=None, signals=(), **more):
+        job = {"argv": argv, "cwd": str(self.folder), "stage": stage, "signals": [*signals], **more}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         code = json.loads(self.server.stdout.readline())
-        out, err = (self.folder / "stdout").read_text(), (self.folder / "stderr").read_text()
+        # A video on stdout is no text, and where stdout was a pipe there is no such file.
+        path = self.folder / "stdout"
+        out = path.read_text(errors="replace") if path.exists() else ""
+        err = (self.folder / "stderr").read_text()
         files = {path.name for path in self.folder.iterdir()} - {"cat.png", "stdout", "stderr"}
         return Outcome(code, out, err, files)
 
