@@ -45,7 +45,7 @@ STAGES = {
     "save latents": (freezing, "_write", 1),
     "decode": (stages, "decode_frames", 1),
     "encode": (ffmpeg.Encoder, "write", 2),
-    "rename": (files, "_publish", 2),
+    "rename": (files, "publish", 2),
     "clean up": (runner, "_discard", 1),
     "second video": (stages, "decode_frames", 2),
     # Of a stream.
