@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,8 +232,3 @@ def state_before(path: Path) -> Path:
 def screenplay_path(output: Path) -> Path:
     """Where the log of a stream lies: `clip.mp4` -> `clip.screenplay.txt`."""
     return output.with_name(output.stem + SCREENPLAY_SUFFIX)
-
-
-def as_new_frames(seconds: float | None, fps: int) -> int | None:
-    """So many seconds in pictures; None stays without end."""
-    return None if seconds is None or math.isinf(seconds) else math.ceil(seconds * fps - 1e-9)

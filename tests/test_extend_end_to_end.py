@@ -19,7 +19,7 @@ from osp_cli.media.recipes import read_recipe
 from osp_cli.media.video import probe_video, read_video
 from osp_cli.models.latents import uint8_frames
 from osp_cli.runtime import stream_engine
-from osp_cli.runtime.stream_state import load_stream
+from osp_cli.runtime.stream_state import load_stream, states_of
 
 LIVE = ("--model", "tiny", "--realtime", "--seed", "7", "--device", "cpu", "--fps", "12", "-q")
 CHUNK = 12
@@ -222,8 +222,8 @@ def test_a_video_of_ours_goes_on_from_its_latents(good, latents, monkeypatch):
     begun = []
     genuine = stream_engine.Maker.__init__
 
-    def watched(maker, *args):
-        genuine(maker, *args)
+    def watched(maker, *args, **more):
+        genuine(maker, *args, **more)
         begun.append(maker.first[0].history)
 
     monkeypatch.setattr(stream_engine.Maker, "__init__", watched)
@@ -337,6 +337,13 @@ def test_other_weights_are_another_stream(osp, good, tiny_home, tmp_path, monkey
     assert outcome.code == 2
     assert "the weights of tiny are others" in outcome.err
     assert len(frames()) == 13
+
+
+def test_a_stream_begun_anew_keeps_no_state_of_the_old_one(good):
+    good("extend", "cat.png", "pan", *LIVE, "-f", 1 + 2 * CHUNK, "-o", "clip.mp4")
+    good("extend", "cat.png", "rain", *LIVE, "-f", 1 + CHUNK, "-o", "clip.mp4", "-y")
+    [state] = states_of(Path("clip.state.safetensors"))
+    assert state.recipe["prompt"] == "rain"
 
 
 # Screenplays

@@ -59,7 +59,7 @@ from osp_cli.runtime.stream_engine import (
     tensors_of,
 )
 from osp_cli.runtime.stream_source import beginning_of, source_frames
-from osp_cli.runtime.stream_state import SavedStream, save_stream, states_of
+from osp_cli.runtime.stream_state import SavedStream, forget, save_stream, states_of
 from osp_cli.screenplay import format_screenplay
 from osp_cli.stopping import StopSignal
 from osp_cli.style_mix import NO_STYLE
@@ -413,6 +413,9 @@ class _Run:
         made = shown.made
         tensors = tensors_of(made.state, shown.tail, self._picture, made.anchor)
         cut = len(shown.frames) - num_frames
+        if self._chunk == 1 and not self._stream.is_resumed:
+            # Of a stream that had this name: no way back may lead to it.
+            forget(path)
         save_stream(path, self._as_saved(tensors, made.direction, cut))
         cues = self._direction.log()
         if len(cues) > 1:
