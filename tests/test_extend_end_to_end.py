@@ -137,7 +137,7 @@ def test_a_picture_goes_on(good, away):
     assert recipe["new_frames"] == recipe["frames"] == 24
 
 
-@pytest.mark.parametrize("count", [1, 2, 13, 26])
+@pytest.mark.parametrize("count", [1, 26])
 def test_the_length_is_exact(good, count):
     good("extend", "cat.png", "x", *LIVE, "-f", count, "-o", "clip.mkv")
     assert len(frames("clip.mkv")) == count

@@ -191,9 +191,7 @@ def test_killed_before_the_first_chunk_was_there(osp):
     assert osp.frames() == LENGTH
 
 
-@pytest.mark.parametrize(
-    "stage", ["third chunk", "close", pytest.param("write third", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("stage", ["write third", "close"])
 def test_ffmpeg_is_killed(osp, whole, stage):
     outcome = osp(*COMMAND, stage=stage, signals=[KILL], ffmpeg=True)
     assert outcome.code == 1, outcome.err
