@@ -31,8 +31,8 @@ class RealtimeFigures:
             tokens, as if it were a picture.
         paints: a style or a cutoff is painted in one chunk, with latent shifting and Fourier
             features of the context; what follows holds it.
-        context_noise: a picture or video that the user brings gets a little noise, as what the model
-            makes itself is never as clean.
+        context_noise: a picture or video that the user brings gets a little noise, as what the
+            model makes itself is never as clean.
         crossfade: chunks over which one prompt passes into the next.
         memory: what is kept besides the context: `none`, or `picture`, the picture that the stream
             began with, in which a model that only looks finds all that it ever shows.

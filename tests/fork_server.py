@@ -56,14 +56,15 @@ STAGES = {
     "decode chunk": (stream_engine.Shower, "__call__", 2),
     "write chunk": (extending._Run, "_write", 3),
     "write third": (extending._Run, "_write", 4),
-    "chunk written": (extending, "save_stream", 2),
-    "state": (stream_state, "_keep_as_before", 2),
+    # The first state is that before all chunks.
+    "chunk written": (extending, "save_stream", 3),
+    "state": (stream_state, "_keep_as_before", 3),
     "state written": (extending._Run, "_snapshots", 2),
     "close": (extending._Run, "_close", 1),
     "publish": (recording.Recording, "_publish", 1),
     "join": (recording, "join", 1),
-    # After four states and the video.
-    "sidecar": (files, "publish", 6),
+    # After five states and the video.
+    "sidecar": (files, "publish", 7),
 }
 
 

@@ -198,6 +198,7 @@ class _Run:
             self._sink = self._open()
             yield from self._tell()
             yield from self._lead_in(shower, beginning.first)
+            self._keep_beginning(maker, shower)
             yield StageStarted("stream")
             yield from self._chunks(maker, shower)
             yield from self._close()
@@ -405,6 +406,18 @@ class _Run:
             recipe=self._stream.clip.recipe,
         )
 
+    def _keep_beginning(self, maker: Maker, shower: Shower) -> None:
+        """The state before the first chunk: should that never be whole, there is a way on."""
+        path = self._stream.state_path
+        if path is None or self._stream.is_resumed:
+            return
+        # Of a stream that had this name: no way back may lead to it.
+        forget(path)
+        if self._frames:
+            state, direction = maker.first
+            tensors = tensors_of(state, shower.tail, self._picture)
+            save_stream(path, self._as_saved(tensors, direction, 0))
+
     def _keep(self, shown: Shown, num_frames: int) -> None:
         """The state after a chunk, of which so many pictures were shown, and the log."""
         path = self._stream.state_path
@@ -413,9 +426,6 @@ class _Run:
         made = shown.made
         tensors = tensors_of(made.state, shown.tail, self._picture, made.anchor)
         cut = len(shown.frames) - num_frames
-        if self._chunk == 1 and not self._stream.is_resumed:
-            # Of a stream that had this name: no way back may lead to it.
-            forget(path)
         save_stream(path, self._as_saved(tensors, made.direction, cut))
         cues = self._direction.log()
         if len(cues) > 1:
