@@ -119,7 +119,8 @@ def _usage(error: typer.TyperException) -> tuple[str, str | None]:
     context = getattr(error, "ctx", None)
     hint = f"{context.command_path} --help" if context is not None else None
     if "unexpected extra argument" in message:
-        hint = 'put quotes around a prompt: osp generate photo.jpg "the camera zooms in"'
+        command = context.command_path if context is not None else "osp generate"
+        hint = f'put quotes around a prompt: {command} photo.jpg "the camera zooms in"'
     return message[:1].lower() + message[1:], hint
 
 

@@ -60,6 +60,7 @@ class Display:
         self._preview: Path | None = None
         self._windows = _Windows(now)
         self._streams = False
+        self._untold: events.ChunkStreamed | None = None
 
     def __enter__(self) -> Display:
         return self
@@ -94,8 +95,10 @@ class Display:
 
     def chunk(self, event: events.ChunkStreamed) -> None:
         """A chunk of a stream is done."""
+        self._untold = event
         if event.chunk == 1 or self._now() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = self._now()
+            self._untold = None
             self.line(plain_line(event))
 
     def typed(self, text: str | None) -> None:
@@ -152,6 +155,10 @@ class Display:
                     self.window(chunk, num_chunks, self._windows.pace())
             case events.Saved():
                 self._stage, self._streams = "", False
+                if self._untold is not None:
+                    # How far it came.
+                    self.line(plain_line(self._untold))
+                    self._untold = None
                 self.rest()
             case events.ItemStarted(item, num_items, output):
                 self.rest()

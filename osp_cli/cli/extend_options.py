@@ -64,7 +64,7 @@ ExtendSecondsOpt = Annotated[
         "-t",
         metavar="S",
         parser=number("--seconds"),
-        help="Seconds to add [5; with --realtime no end]",
+        help="Seconds to add; with --resume, of the whole stream [5; with --realtime no end]",
     ),
 ]
 ExtendFramesOpt = Annotated[

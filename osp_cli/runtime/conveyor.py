@@ -18,6 +18,7 @@ _Ready = TypeVar("_Ready")
 
 # How long a worker sleeps before it looks whether it is still wanted.
 _TICK = 0.1
+_PATIENCE = 8.0
 
 
 class _Stopped(Exception):
@@ -32,6 +33,8 @@ class Conveyor(Generic[_Made, _Ready]):
         decode: of a chunk; called in another thread, in order.
         ahead: chunks that may be begun beyond the one that was taken last and told of by
             `advance`.
+        abandon: called where the block ends in an exception: the chunk that is being made is not
+            wanted any more.
 
     Raises:
         Exception: whatever a worker raises is raised where the next chunk is awaited.
@@ -43,10 +46,11 @@ class Conveyor(Generic[_Made, _Ready]):
         decode: Callable[[_Made], _Ready],
         *,
         ahead: int,
+        abandon: Callable[[], None] = lambda: None,
     ) -> None:
         if ahead < 1:
             raise ValueError(f"at least one chunk must be ahead, got {ahead}")
-        self._make, self._decode = make, decode
+        self._make, self._decode, self._abandon = make, decode, abandon
         self._stop = threading.Event()
         self._drain = threading.Event()
         self._allowed = threading.Semaphore(ahead)
@@ -72,10 +76,13 @@ class Conveyor(Generic[_Made, _Ready]):
         traceback: TracebackType | None,
     ) -> None:
         self._stop.set()
-        # A worker in the middle of a chunk finishes it; on a second Ctrl-C nobody waits for that.
+        if kind is not None:
+            self._abandon()
+        # A worker in the middle of a chunk finishes it, or the step of one that nobody wants: one
+        # that computes while the program ends would crash it. Only for so long, on a second Ctrl-C.
         patient = kind is None or issubclass(kind, Exception)
         for thread in self._threads:
-            thread.join(None if patient else 2.0)
+            thread.join(None if patient else _PATIENCE)
 
     @property
     def depths(self) -> tuple[int, int]:

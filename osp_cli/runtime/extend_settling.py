@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from osp_cli.media.image import LoadedImage, choose_bucket, decode_image, load_i
 from osp_cli.media.live.recording import check_recording
 from osp_cli.media.source_video import SourceVideo, probe_source
 from osp_cli.outputs import STDOUT
+from osp_cli.plan import Plan
 from osp_cli.runtime.settling import Clip, settle
 from osp_cli.runtime.stream_state import SavedStream, load_stream, states_of
 from osp_cli.stage_sizes import staged_size_problem
@@ -94,7 +96,8 @@ def settle_stream(request: ExtendRequest) -> tuple[Stream, list[str]]:
     notices = [*problems, *notices]
     if source is not None:
         cropped = fit_notice((source.width, source.height), size, what="video")
-        notices = [*source.notices, *filter(None, [cropped]), *notices]
+        formed = _rate_notice(source, request)
+        notices = [*source.notices, *filter(None, [cropped, formed]), *notices]
     if saved is not None and saved.recipe.get("weights_sha256") != clip.recipe["weights_sha256"]:
         if request.resume is not None:
             raise InvalidRequestError(
@@ -104,8 +107,38 @@ def settle_stream(request: ExtendRequest) -> tuple[Stream, list[str]]:
         notices.append(f"other weights than those of {request.latents}: going on from its pictures")
         saved = None
     frames = 0 if source is None else source.num_frames_at(request.fps)
+    if request.resume is not None and saved is not None:
+        notices += filter(None, [_length_notice(request, saved)])
     stream = Stream(request=request, clip=clip, source=source, source_frames=frames, saved=saved)
-    return stream, notices
+    return replace(stream, clip=replace(clip, plan=_whole_plan(stream))), notices
+
+
+def _whole_plan(stream: Stream) -> Plan:
+    """The plan of a chunk, telling of the whole stream where that has an end."""
+    plan, wanted = stream.clip.plan, stream.request.new_frames
+    if wanted is None:
+        return plan
+    made = 0 if stream.saved is None or not stream.is_resumed else stream.saved.made
+    chunks = max(1, -(-(wanted - made) // stream.chunk_frames))
+    seconds = plan.expected_seconds
+    return replace(
+        plan,
+        num_windows=chunks,
+        total_frames=wanted + stream.source_frames,
+        expected_seconds=None if seconds is None else seconds * chunks,
+        operations=None if plan.operations is None else plan.operations * chunks,
+    )
+
+
+def _length_notice(request: ExtendRequest, saved: SavedStream) -> str | None:
+    """Says that a stream is as long as it was to be."""
+    if request.new_frames is None or saved.made < request.new_frames:
+        return None
+    there = saved.made / request.fps
+    return (
+        f"{request.output} has {there:.1f} s already and nothing is added: -t says how long the "
+        f"whole stream gets, as in -t {math.ceil(there) + 30}"
+    )
 
 
 def _check_output(request: ExtendRequest) -> None:
@@ -117,6 +150,17 @@ def _check_output(request: ExtendRequest) -> None:
         return
     resumed = request.resume is not None
     check_recording(request.output, overwrite=request.overwrite or resumed, resumed=resumed)
+
+
+def _rate_notice(source: SourceVideo, request: ExtendRequest) -> str | None:
+    """Says in what form a clip of other form goes on."""
+    same_rate = abs(float(source.fps) - request.fps) < 0.01
+    if same_rate and (source.width, source.height) == (request.width, request.height):
+        return None
+    return (
+        f"{source.path.name}, {source.width}x{source.height} at {float(source.fps):g} frames a "
+        f"second, goes on as {request.width}x{request.height} at {request.fps}"
+    )
 
 
 def _saved(

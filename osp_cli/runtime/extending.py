@@ -37,7 +37,7 @@ from osp_cli.events import (
     StageFinished,
     StageStarted,
 )
-from osp_cli.extend_request import ExtendRequest, screenplay_path
+from osp_cli.extend_request import ExtendRequest, screenplay_path, state_before
 from osp_cli.media.drift import DriftMeter
 from osp_cli.media.files import atomic_output, make_folder
 from osp_cli.media.live import LiveEvents, LiveSink, open_live, take_up
@@ -168,6 +168,7 @@ class _Run:
         self._drift = DriftMeter.from_state(resumed.notes["drift"] if resumed else None)
         self._said: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._status: dict[str, Any] = {}
+        self._turned = False
         # Pictures of the whole stream, and those of them that are new.
         self._frames = resumed.frames if resumed else 0
         self._made = resumed.made if resumed else 0
@@ -315,7 +316,7 @@ class _Run:
         # Two at once pay where a device works beside this processor.
         ahead = 1 if self._stream.clip.plan.device == "cpu" else 2
         listening = contextlib.nullcontext() if self._listen is None else self._listen(self._steer)
-        with listening, Conveyor(maker, shower, ahead=ahead) as conveyor:
+        with listening, Conveyor(maker, shower, ahead=ahead, abandon=maker.abandon) as conveyor:
             self._began = time.perf_counter()
 
             def idle() -> None:
@@ -371,7 +372,19 @@ class _Run:
         }
         self._keep(shown, len(frames))
         yield event
+        yield from self._worth_telling(shown, event)
         yield from self._snapshots()
+
+    def _worth_telling(self, shown: Shown, event: ChunkStreamed) -> Iterator[Event]:
+        """What a viewer would wonder about."""
+        zooming = shown.made.state.memory.get("zooming")
+        turned = zooming is not None and abs(int(zooming)) == 2
+        if turned and not self._turned:
+            yield Notice("the zoom has come to the end of the picture's detail, it turns round")
+        self._turned = turned
+        behind = self._sink is not None and self._sink.is_live and event.realtime_factor < 1
+        if behind and self._chunk == _LATELY:
+            yield Notice("slower than real time here, viewers wait; a smaller --size is quicker")
 
     def _rate(self, num_frames: int) -> float:
         """Pictures made in a second, over the last chunks."""
@@ -458,6 +471,9 @@ class _Run:
         yield StageFinished("encode", time.perf_counter() - started)
         yield from self._tell()
         if saved is not None:
+            if self._stream.state_path is not None:
+                # All pictures of the newest state are in the file.
+                state_before(self._stream.state_path).unlink(missing_ok=True)
             yield saved
         if self._stop.requested:
             seconds = self._made / self._request.fps

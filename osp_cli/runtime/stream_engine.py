@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -123,6 +124,7 @@ class Maker:
     ) -> None:
         self._stream, self._parts, self._direction = stream, parts, direction
         self._picture = beginning.picture
+        self._abandoned = threading.Event()
         self._inputs = stream_inputs(stream)
         self._readings: dict[Wording, Words] = {}
         self._anchor: LatentAnchor | None = None
@@ -156,6 +158,10 @@ class Maker:
         """Engine and direction as they were before the first chunk that this made."""
         return self._first
 
+    def abandon(self) -> None:
+        """Make no further step: nobody waits for the chunk. From any thread."""
+        self._abandoned.set()
+
     def __call__(self) -> Made | None:
         """The next chunk; None where the stream ends."""
         wanted = self._stream.request.new_frames
@@ -175,13 +181,15 @@ class Maker:
             anchor=None if shot.restyled else self._pulled,
         )
         steps = 0
-        while True:
+        while not self._abandoned.is_set():
             try:
                 next(chunk)
                 steps += 1
             except StopIteration as end:
                 latents, self._state = end.value
                 break
+        else:
+            return None
         self._planned += count
         if self._stream.request.anchor_color and (self._anchor is None or shot.restyled):
             # A new look has colours of its own.

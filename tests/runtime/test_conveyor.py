@@ -211,7 +211,8 @@ def test_leaving_early_waits_for_the_chunk_at_work():
     assert ended == [1]
 
 
-def test_a_second_interrupt_does_not_wait_for_a_long_chunk():
+def test_a_second_interrupt_does_not_wait_for_a_long_chunk(monkeypatch):
+    monkeypatch.setattr("osp_cli.runtime.conveyor._PATIENCE", 0.5)
     go, begun = threading.Event(), threading.Event()
 
     def make():
