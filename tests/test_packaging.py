@@ -74,10 +74,11 @@ def test_the_readme_names_only_files_that_are_there():
 
 
 def test_the_readme_names_only_flags_that_exist(capsys):
-    for command in (["generate"], ["bench"], ["download"], ["models", "inspect"]):
+    commands = "generate stylize styles extend bench download".split()
+    for command in (*([name] for name in commands), ["models", "inspect"]):
         assert main([*command, "--help"]) == 0
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
-    section = README.split("## The dials")[1].split("## Tests")[0]
+    section = README.split("## In a style")[1].split("## Tests")[0]
     assert set(re.findall(r"--[a-z][a-z-]*", section)) <= known
 
 
