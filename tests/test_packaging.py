@@ -74,7 +74,7 @@ def test_the_readme_names_only_files_that_are_there():
 
 
 def test_the_readme_names_only_flags_that_exist(capsys):
-    commands = "generate stylize styles extend bench download".split()
+    commands = ["generate", "stylize", "styles", "extend", "bench", "download"]
     for command in (*([name] for name in commands), ["models", "inspect"]):
         assert main([*command, "--help"]) == 0
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
