@@ -47,7 +47,7 @@ from osp_cli.media.source_video import probe_source
 from osp_cli.outputs import STDOUT
 from osp_cli.runtime.conveyor import Conveyor
 from osp_cli.runtime.extend_settling import Stream, settle_stream
-from osp_cli.runtime.memory_errors import is_out_of_memory
+from osp_cli.runtime.memory_errors import is_out_of_memory, return_memory
 from osp_cli.runtime.models import CONDITIONING, Models
 from osp_cli.runtime.stream_engine import (
     Made,
@@ -64,6 +64,8 @@ from osp_cli.screenplay import format_screenplay
 from osp_cli.stopping import StopSignal
 from osp_cli.style_mix import NO_STYLE
 
+# Chunks after which memory that lies unused between others' goes back to the system.
+_CHUNKS_BETWEEN_TRIMS = 8
 # Chunks over which the rate of a stream is taken.
 _LATELY = 8
 # Lines from elsewhere: given a function that takes one and answers, as a context.
@@ -328,6 +330,8 @@ class _Run:
                 conveyor.advance()
                 yield from self._show(shown, conveyor)
                 yield from self._tell()
+                if self._chunk % _CHUNKS_BETWEEN_TRIMS == 0:
+                    return_memory()
 
     def _show(self, shown: Shown, conveyor: Conveyor[Made, Shown]) -> Iterator[Event]:
         """Write a chunk, keep its state, and tell of it."""
