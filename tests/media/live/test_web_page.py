@@ -253,10 +253,15 @@ def test_a_port_of_ones_own_and_one_that_is_taken(live, tmp_path):
 
 
 def test_a_crowd_is_bounded(live):
+    def served() -> int:
+        names = [thread.name for thread in threading.enumerate()]
+        return sum("process_request_thread" in name for name in names)
+
+    # Viewers of streams before this one may still be on their way out.
+    earlier = served()
     crowd = [socket.create_connection(("127.0.0.1", live.port)) for _ in range(80)]
     time.sleep(0.3)
-    names = [thread.name for thread in threading.enumerate()]
-    assert sum("process_request_thread" in name for name in names) <= 64
+    assert served() <= 64 + earlier
     for client in crowd:
         client.close()
 
