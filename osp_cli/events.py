@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from osp_cli.plan import Plan
+from osp_cli.train_plan import TrainPlan
 
 if TYPE_CHECKING:
     import numpy as np
@@ -257,6 +258,80 @@ class Installed(Event):
     parts: tuple[str, ...]
     converted: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetChecked(Event):
+    """The data to train on were looked at; `report` is that of `osp dataset check`."""
+
+    type: ClassVar[str] = "dataset"
+    report: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.type, **self.report}
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPlanned(Event):
+    """The training run is planned; nothing has been loaded yet."""
+
+    type: ClassVar[str] = "training"
+    plan: TrainPlan
+
+    def as_json(self) -> dict[str, Any]:
+        return {"type": self.type, **self.plan.as_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class ClipEncoded(Event):
+    """Window `clip` of `num_clips` (counted from 1) is in the cache; `cached`: it was there."""
+
+    type: ClassVar[str] = "encoded"
+    clip: int
+    num_clips: int
+    cached: bool
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainStepDone(Event):
+    """Step `step` of `num_steps` (counted from 1) is done.
+
+    Attributes:
+        loss: mean over its samples.
+        grad_norm: before clipping.
+        learning_rate: of this step.
+        seconds: that it took.
+        skipped: loss or gradient were not finite, so nothing was changed.
+    """
+
+    type: ClassVar[str] = "train"
+    step: int
+    num_steps: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved(Event):
+    """The run can be taken up again at `step`, from the folder `path`."""
+
+    type: ClassVar[str] = "checkpoint"
+    path: Path
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleMade(Event):
+    """A clip that shows what the adapter can do after `step`."""
+
+    type: ClassVar[str] = "sample"
+    path: Path
+    step: int
+    prompt: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,6 +212,25 @@ class ModelSpec:
             return f"{self.name} holds on to the first frame as it is, it cannot restyle a video"
         return self.run_problem()
 
+    @property
+    def train_mode(self) -> str:
+        """What adapters of this card are trained for, of `train_request.MODES`."""
+        if self.pipeline == "wan-i2v":
+            return "inpaint"
+        return "flash" if self.has_latent_shifting else "t2v"
+
+    def train_problem(self, mode: str) -> str | None:
+        """Why no adapter can be trained for it in this mode, as a sentence; None where one can."""
+        if self.pipeline in ("none", "helios"):
+            return f"{self.name} cannot be trained here: adapters are for models that make clips"
+        if mode == "t2v" and not (self.text_to_video and self.pipeline != "wan-i2v"):
+            return f"{self.name} moves pictures, it cannot be trained to invent one"
+        if mode == "flash" and not self.has_latent_shifting:
+            return f"{self.name} has no latent shifting, which --mode flash trains with"
+        if mode == "inpaint" and self.pipeline != "wan-i2v":
+            return f"{self.name} has no channels for a mask, which --mode inpaint trains with"
+        return None
+
     def precision_problem(self, dtype: str, quant: str) -> str | None:
         """Why its weights cannot be stored so, as a sentence; None where they can."""
         asked = f"--quant {quant}" if quant in _FEWER_BITS else f"--dtype {dtype}"

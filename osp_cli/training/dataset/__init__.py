@@ -1,0 +1,1 @@
+"""Clips to train on: found, checked, cut into windows, encoded once."""
