@@ -1,8 +1,9 @@
-"""Blocks that wait on the host give the same numbers to the bit, and hardly any are there at once."""
+"""Blocks that wait on the host give the same numbers to the bit, and few are there at once."""
 
 from __future__ import annotations
 
 import runpy
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,7 @@ def test_pieces_are_powers_of_two_and_waste_less_than_a_megabyte(size):
 def test_swapped_blocks_lie_evenly(count, blocks):
     found = spread(count, blocks)
     assert len(set(found)) == count
-    gaps = [after - before for before, after in zip(found, found[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(found)]
     assert not gaps or max(gaps) - min(gaps) <= 1
     assert 0 <= found[0] <= found[-1] < blocks
 
@@ -89,7 +90,7 @@ def test_no_more_than_two_are_there_and_each_pass_begins_with_those_that_are():
         assert seen == [*range(6), *reversed(range(6))] * 2
         real = [number for number in fetched if 0 <= number < 6]
         # Two at first; then each pass brings the four that the one before has not left.
-        assert real == [0, 2, 1, 3, 4, 5] + [3, 2, 1, 0] + [2, 3, 4, 5] + [3, 2, 1, 0]
+        assert real == [0, 2, 1, 3, 4, 5, 3, 2, 1, 0, 2, 3, 4, 5, 3, 2, 1, 0]
 
 
 def test_memory_of_those_that_wait_is_not_kept():
