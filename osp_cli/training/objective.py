@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from osp_cli.sampling.fourier import fourier_features
 from osp_cli.sampling.latent_shift import project_first_frame
 from osp_cli.training.conditions import ConditionSource
 from osp_cli.training.losses import flash_loss
+from osp_cli.training.order import share
 from osp_cli.training.samples import EncodedClip, SampleNumber
 from osp_cli.training.trainer import step_generator
 
@@ -76,12 +77,6 @@ class Draws:
     masks: Tensor
 
 
-class Passes(Protocol):
-    """How a process learns its share of a step: passes of samples of one shape."""
-
-    def __call__(self, step: int) -> Sequence[tuple[SampleNumber, ...]]: ...
-
-
 class ClipObjective:
     """The losses of a step, pass by pass, as `Trainer.run` wants them.
 
@@ -89,11 +84,11 @@ class ClipObjective:
         model: the transformer, with what of it trains.
         conditions: of the model.
         clip_of: an encoded clip by the number of its window.
-        passes: this process's share; an empty pass is one without weight, which all shards need.
-        batch_of: samples of a whole step.
+        batch_of: samples of a whole step, by its 0-based number.
         settings: of the samples.
         device: where to compute.
-        shares: processes that hold different samples.
+        rank, world: of this process among those with samples of their own.
+        batch_size: samples that are computed at once, at most.
     """
 
     def __init__(
@@ -101,28 +96,26 @@ class ClipObjective:
         model: Any,
         conditions: ConditionSource,
         clip_of: Callable[[int], EncodedClip],
-        passes: Passes,
         batch_of: Callable[[int], Sequence[SampleNumber]],
         settings: ObjectiveSettings,
         device: torch.device | str = "cpu",
-        shares: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        batch_size: int = 1,
     ) -> None:
         self.model = model
         self.conditions = conditions
         self.clip_of = clip_of
-        self.passes = passes
         self.batch_of = batch_of
         self.settings = settings
         self.device = torch.device(device)
-        self.shares = shares
+        self.rank, self.world, self.batch_size = rank, world, batch_size
 
     def __call__(self, step: int) -> Iterator[Tensor]:
         """Losses whose sum over passes and mean over processes is the mean over all samples."""
         batch = self.batch_of(step)
-        for samples in self.passes(step):
-            # A process whose share is done goes along, or the others would wait for its shard.
-            weight = len(samples) * self.shares / len(batch)
-            yield self.loss(list(samples) or [batch[0]], batch[0].number) * weight
+        for part in share(batch, self.rank, self.world, self.batch_size):
+            yield self.loss(part.samples, batch[0].number) * part.weight
 
     def loss(self, samples: Sequence[SampleNumber], moments: int = 0) -> Tensor:
         """Mean loss of samples of one shape.
