@@ -106,7 +106,11 @@ def with_train_flags(command: Callable[..., None]) -> Callable[..., None]:
         command: takes its own parameters, and the dials as `**flags`.
     """
     signature = inspect.signature(command, eval_str=True)
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    own = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in signature.parameters.values()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    ]
     first = [p for p in own if p.name in ("dataset", "output")]
     flags = [_parameter(name) for name in TRAIN_DIALS]
     last = [p for p in own if p not in first]

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from osp_cli.cli import console
 
 if TYPE_CHECKING:
+    from osp_cli.cli.display import Display
     from osp_cli.cli.making import Manner
     from osp_cli.events import Event
     from osp_cli.settings import Setting
     from osp_cli.stopping import StopSignal
+    from osp_cli.train_request import TrainRequest
     from osp_cli.train_settings import SettledTraining
+    from osp_cli.training.dataset.entries import DatasetReport
 
 
 def show_training_settings(settled: SettledTraining, *, as_json: bool) -> None:
@@ -93,7 +96,7 @@ def train_now(settled: SettledTraining, started: float, manner: Manner) -> None:
                 if display is not None and manner.verbose:
                     for name, setting in settled.settings.items():
                         display.line(f"{_line(name, setting)} ({setting.origin})")
-                run = _events(settled, started, stop, dry_run=manner.dry_run)
+                run = _events(settled, started, stop, display, dry_run=manner.dry_run)
                 listen(run, display, as_json=manner.as_json and speaks)
         except BrokenPipeError as error:
             raise console.StdoutClosedError from error
@@ -103,22 +106,47 @@ def train_now(settled: SettledTraining, started: float, manner: Manner) -> None:
 
 
 def _events(
-    settled: SettledTraining, started: float, stop: StopSignal, *, dry_run: bool
+    settled: SettledTraining,
+    started: float,
+    stop: StopSignal,
+    display: Display | None,
+    *,
+    dry_run: bool,
 ) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
-    from osp_cli.events import Done, Notice
+    from osp_cli.events import DatasetChecked, Done, Notice
 
+    request = settled.request
     yield from (Notice(message) for message in settled.notices)
-    from osp_cli.runtime.train_check import checked  # no torch yet
+    report = _look_at_data(request, display)
+    yield DatasetChecked(report.as_json())
+    from osp_cli.training.dataset.entries import refuse
 
-    report = yield from checked(settled.request)
-    if settled.request.validate_only:
+    refuse(report, skip_invalid=request.skip_invalid)
+    if request.validate_only:
         return
+    if display is not None:
+        display.begin("load")
     from osp_cli.runtime.training import train  # torch starts here
 
     imported = time.monotonic() - started
-    for event in train(settled.request, report, stop=stop, dry_run=dry_run):
+    for event in train(request, report, stop=stop, dry_run=dry_run):
         if isinstance(event, Done):
             timings = {"imports": imported, **event.timings}
             event = Done(event.seconds + imported, timings, event.skipped_steps)
         yield event
+
+
+def _look_at_data(request: TrainRequest, display: Display | None) -> DatasetReport:
+    """Check the data, and tell what was found."""
+    from osp_cli.cli.dataset_check import report_lines
+    from osp_cli.runtime.train_check import look_at
+
+    if display is not None:
+        display.begin("check the data")
+    report = look_at(request)
+    if display is not None:
+        display.rest()
+        for line in report_lines(report, console.columns(sys.stderr)):
+            display.line(line)
+    return report

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from osp_cli import events
 from osp_cli.cli import console
-from osp_cli.cli.dataset_check import show_report
 from osp_cli.cli.display import SECONDS_BETWEEN_LINES, BarDisplay, Display
 from osp_cli.cli.showing import bytes_text, duration_text
 
@@ -37,10 +36,11 @@ class _Training(Display):
     def show(self, event: events.Event) -> None:
         """Tell about one event."""
         match event:
-            case events.DatasetChecked(report):
-                self.rest()
-                show_report(report, self.line)
+            case events.DatasetChecked():
+                # Shown already, as wide as the screen is.
+                pass
             case events.TrainingPlanned(plan):
+                self.rest()
                 for line in plan_lines(plan):
                     self.line(line)
             case events.ClipEncoded(clip, num_clips, cached, _):

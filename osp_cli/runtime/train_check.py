@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable
 
 from osp_cli.errors import InvalidRequestError
-from osp_cli.events import DatasetChecked, Event
 from osp_cli.media.files import atomic_output
 from osp_cli.train_request import TrainRequest
 from osp_cli.training.dataset.check import CheckSettings, check_dataset
-from osp_cli.training.dataset.entries import DatasetReport, refuse
+from osp_cli.training.dataset.entries import DatasetReport
 
 REPORT = "dataset_report.json"
 
 
-def checked(request: TrainRequest) -> Generator[Event, None, DatasetReport]:
-    """Check the data; returns the report when they can be trained on.
+def look_at(
+    request: TrainRequest, progress: Callable[[int, int], None] | None = None
+) -> DatasetReport:
+    """Check the data of a run.
 
     Raises:
-        InvalidRequestError: they cannot, or the run's folder would lie in theirs.
+        InvalidRequestError: nothing of them can be read, or the run's folder would lie in theirs.
     """
     _refuse_place(request)
-    report = check_dataset(request.dataset, CheckSettings.of(request))
-    yield DatasetChecked(report.as_json())
-    if not request.validate_only and request.output.is_dir():
-        # Of a run that is taken up again; a new one has no folder yet.
-        write_report(request, report)
-    refuse(report, skip_invalid=request.skip_invalid)
-    return report
+    return check_dataset(request.dataset, CheckSettings.of(request), progress)
 
 
 def write_report(request: TrainRequest, report: DatasetReport) -> None:

@@ -8,7 +8,6 @@ transformer comes.
 from __future__ import annotations
 
 import gc
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from osp_cli.errors import InvalidRequestError, OspError, WontFitError
+from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.events import (
     CheckpointSaved,
     Done,
@@ -30,25 +29,30 @@ from osp_cli.events import (
     TrainingPlanned,
     TrainStepDone,
 )
-from osp_cli.lora_install import check_name
 from osp_cli.media.files import make_folder
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
+from osp_cli.runtime.lora_install import check_name
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of
-from osp_cli.runtime.train_export import export
+from osp_cli.runtime.train_export import export, export_full
 from osp_cli.runtime.train_page import RunPage
 from osp_cli.runtime.train_planning import plan_training
 from osp_cli.runtime.train_samples import TrainingSamples, sample_pictures
 from osp_cli.stopping import StopSignal
 from osp_cli.train_plan import TrainPlan
 from osp_cli.train_request import NEVER, TrainRequest
-from osp_cli.training.adapters import add_adapter, unfreeze, unfreeze_conditioner
+from osp_cli.training.adapters import (
+    adapter_state,
+    add_adapter,
+    unfreeze,
+    unfreeze_conditioner,
+)
 from osp_cli.training.checkpoints import find_checkpoint
-from osp_cli.training.conditions import ConditionSource, condition_source
+from osp_cli.training.conditions import condition_source
 from osp_cli.training.dataset.cache import ClipCache
 from osp_cli.training.dataset.entries import DatasetReport
 from osp_cli.training.dataset.windows import read_source, read_window
@@ -212,16 +216,17 @@ def _is_run(folder: Path) -> bool:
 def _new_run(
     request: TrainRequest, report: DatasetReport, plan: TrainPlan, weights: Path, group: DataGroup
 ) -> _Run:
-    from osp_cli.hub.hashes import part_hash
+    from osp_cli.hub.hashes import part_hash, weights_hash
 
     spec = request.spec
+    hashes = weights_hash(weights)
     told = [part for part in spec.parts if part not in ("transformer", "vae")]
     store = ClipStore(
         ClipCache(request.cache_dir),
         report.windows,
         request,
-        part_hash(weights, "vae"),
-        "/".join(part_hash(weights, part) for part in told),
+        part_hash(hashes, "vae"),
+        "/".join(part_hash(hashes, part) for part in told),
     )
     samples = None
     if request.sample_every and not request.cache_only:
@@ -370,11 +375,28 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
             yield Notice(f"going on after step {trainer.step} of {trainer.settings.steps}")
         page = RunPage(request, run.report, plan, run.samples) if group.writes else None
         yield from _steps(run, trainer, order, stop, page)
-        state = trainer.exported_state()
-        if group.writes:
-            assert page is not None
-            yield from export(request, run.report, run.weights, state, trainer.step)
-            yield page.write()
+        yield from _finish(run, trainer, page)
+
+
+def _finish(run: _Run, trainer: Trainer, page: RunPage | None) -> Iterator[Event]:
+    """Gather what was trained, from all processes, and write it."""
+    request = run.request
+    adapters = run.conditions.adapters if request.train_adapter else {}
+    with trainer.averaged():
+        state = adapter_state(run.transformer)
+        companion = {
+            f"{part}.{name}": parameter.detach().cpu().clone()
+            for part, module in adapters.items()
+            for name, parameter in module.named_parameters()
+        }
+        if page is None:
+            return
+        common = (request, run.report, run.weights, state)
+        if request.full:
+            yield from export_full(*common, run.transformer, adapters, trainer.step)
+        else:
+            yield from export(*common, companion, trainer.step)
+    yield Notice(f"loss and samples: {page.write()}")
 
 
 def _shards(run: _Run) -> bool:
