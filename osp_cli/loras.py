@@ -72,7 +72,7 @@ def find_lora(name: str) -> Path:
 
 
 def is_companion(path: Path) -> bool:
-    """Whether a file goes by the name of those that belong to a LoRA, `NAME.adapter.safetensors`."""
+    """Whether a file is called as those that belong to a LoRA: `NAME.adapter.safetensors`."""
     return path.name.lower().endswith(COMPANION_SUFFIX)
 
 

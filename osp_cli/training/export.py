@@ -272,8 +272,8 @@ def _metadata(info: ExportInfo, tensors: Mapping[str, Tensor], save_format: str)
     }
     if save_format == "peft":
         # What diffusers passes to PEFT when it loads the file; without it alpha would be the rank.
-        layers = sorted({m["layer"] for key in tensors
-                         if (m := _FACTOR.fullmatch(key.removeprefix("transformer.")))})  # fmt: skip
+        factors = (_FACTOR.fullmatch(key.removeprefix("transformer.")) for key in tensors)
+        layers = sorted({factor["layer"] for factor in factors if factor})
         settings = {"r": info.rank, "lora_alpha": info.alpha, "target_modules": layers}
         told["lora_adapter_metadata"] = json.dumps(
             {f"transformer.{key}": value for key, value in settings.items()}, sort_keys=True
