@@ -107,8 +107,9 @@ def resident_bytes(
     """Of the base's weights, those on the device."""
     block = stored_block(request, transformer, shape)
     if request.full:
-        # The weights that are trained are in single precision; a block of them is cast as it comes.
-        return int(4 * transformer.parameters / step.processes + _SLOTS * block)
+        # What is trained is in single precision.
+        gathered = _SLOTS * block if step.processes > 1 else 0
+        return int(4 * transformer.parameters / step.processes + gathered)
     if step.processes > 1:
         return int(transformer.bytes / step.processes + _SLOTS * block)
     there = shape.layers - swap_blocks + min(_SLOTS, swap_blocks)

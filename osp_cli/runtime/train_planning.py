@@ -1,15 +1,16 @@
 """The plan of a training run, by arithmetic on the card, the headers of weight files and the data.
 
-Stages come one after the other and leave nothing behind: clips are encoded, captions are read, then
-is trained; samples are made in between, while all that is trained stays. Of weights that do not
-fit, the least number of blocks waits on the host that lets the rest fit, which costs no precision;
-what does is never chosen here, only named where nothing else would do.
+Stages come one after the other and leave nothing behind: clips and captions are encoded, then is
+trained; samples are made in between, while all that is trained stays. Of weights that do not fit,
+the least number of blocks waits on the host that lets the rest fit, which costs no precision; what
+does is never chosen here, only named where nothing else would do.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from typing import Any
 from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.models.lora_targets import Geometry, count_parameters
 from osp_cli.runtime.activations import activations, clip_encoding, reading
+from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.sizes import PartSize, TransformerShape, part_sizes, transformer_shape
 from osp_cli.runtime.strategy import HOST_BYTES, Machine
 from osp_cli.runtime.train_memory import (
@@ -30,6 +32,7 @@ from osp_cli.runtime.train_memory import (
 )
 from osp_cli.train_plan import TrainPlan
 from osp_cli.train_request import TrainRequest
+from osp_cli.training.dataset.cache import cache_home
 from osp_cli.training.dataset.entries import DatasetReport
 
 _DRIVER_BYTES = 600 * 2**20
@@ -40,6 +43,7 @@ _PINNED = 20e9
 _ROW_CHANNELS = {"qwen2.5-vl-released": 3584, "qwen2.5-vl": 3584, "umt5": 4096}
 # Of the speed of large products, what a step reaches.
 _EFFICIENCY = 0.5
+_SMALL_BASE = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,9 @@ class _Way:
     parts: Mapping[str, int]
     stages: Mapping[str, int]
     ram: int
-    tiling: bool
+    encode_tiling: bool
+    sample_tiling: bool
+    streamed: tuple[str, ...]
     sharded: bool
 
     @property
@@ -72,7 +78,7 @@ def plan_training(
     request: TrainRequest,
     report: DatasetReport | None = None,
     *,
-    machine: Machine,
+    machine: Machine | None = None,
     weights: Path | None = None,
     cache_free: int | None = None,
     output_free: int | None = None,
@@ -83,7 +89,7 @@ def plan_training(
         request: settled.
         report: of the data; None plans for clips as the request describes them, and no number of
             steps beyond its own.
-        machine: what there is: `runtime.devices.this_machine`.
+        machine: what there is; None looks at this one, its disks and the installed weights.
         weights: folder of the base, of which only headers are read; None plans by the card.
         cache_free, output_free: bytes free where encoded clips and checkpoints go; None is not
             checked.
@@ -92,6 +98,11 @@ def plan_training(
         WontFitError: it fits in no way that is allowed; the hint names one that would.
         InvalidRequestError: the device lacks what was asked for, or nobody knows the base's shape.
     """
+    if machine is None:
+        machine = this_machine(resolve_device(request.device), measure=True)
+        weights = weights or request.spec.find_weights()
+        cache_free = _free(request.cache_dir or cache_home())
+        output_free = _free(request.output)
     planner = _Planner(request, report, machine, weights)
     ways = list(planner.ways())
     fitting = [way for way in ways if planner.fits(way)]
@@ -117,6 +128,9 @@ class _Planner:
         self.machine = _limited(machine, request)
         self.spec = spec = request.spec
         self.dtype = spec.dtypes["transformer"] if request.dtype == "auto" else request.dtype
+        if request.full:
+            # All that is trained is in single precision.
+            self.dtype = "float32"
         if request.quant == "fp8" and machine.kind == "mps":
             raise InvalidRequestError(
                 "--quant fp8 does not work on Apple GPUs, which lack the type"
@@ -131,7 +145,11 @@ class _Planner:
         cell = 2 * spec.scale_factor_spatial
         latent_frames = 1 + (self.shapes.frames - 1) // spec.scale_factor_temporal
         width, height = self.shapes.size
-        self.tokens = latent_frames * (height // cell) * (width // cell)
+        per_frame = (height // cell) * (width // cell)
+        self.clip_tokens = latent_frames * per_frame
+        seen = min(latent_frames, request.latent_frames or latent_frames)
+        # Of what one step looks at.
+        self.tokens = seen * per_frame
         self.rows = spec.max_sequence_length
         if "image_adapter" in spec.parts:
             self.rows += (
@@ -144,7 +162,14 @@ class _Planner:
     def ways(self) -> Iterator[_Way]:
         """All that are allowed; such that cost less time first."""
         request, machine = self.request, self.machine
-        shares = request.gpus > 1 and request.quant == "none" and request.swap_blocks <= 0
+        shares = (
+            request.gpus > 1
+            and machine.kind == "cuda"
+            and request.quant == "none"
+            and request.swap_blocks <= 0
+            # A small base is quicker whole.
+            and self.transformer.bytes > _SMALL_BASE
+        )
         yield self._way(max(0, request.swap_blocks), sharded=shares)
         can_swap = (
             request.swap_blocks < 0
@@ -178,54 +203,72 @@ class _Planner:
             dtype=self.dtype,
             swap_blocks=swap_blocks,
         )
-        stages, tiling = self._stages(parts)
+        encode, encode_tiling, streamed = self._encoding()
+        samples, sample_tiling = self._sampling(parts)
+        stages = {"encode": encode, "train": sum(parts.values())}
+        if request.sample_every:
+            stages["samples"] = samples
         waiting = host_bytes(
             request, self.transformer, self.shape, step, dtype=self.dtype, swap_blocks=swap_blocks
         )
-        return _Way(swap_blocks, parts, stages, self._ram(waiting), tiling, sharded)
+        return _Way(
+            swap_blocks=swap_blocks,
+            parts=parts,
+            stages={name: self._with_overhead(size) for name, size in stages.items()},
+            ram=self._ram(waiting),
+            encode_tiling=encode_tiling,
+            sample_tiling=sample_tiling,
+            streamed=streamed,
+            sharded=sharded,
+        )
 
-    def _stages(self, parts: Mapping[str, int]) -> tuple[dict[str, int], bool]:
-        """Peaks on the device of all stages, and whether samples are decoded in tiles."""
-        vae = self.sizes["vae"].bytes if "vae" in self.sizes else 0
-        whole, tiled = clip_encoding(self.spec, self.shapes.size, self.shapes.frames)
-        stages = {
-            "encode": vae + (whole if self._has_room(vae + whole) else tiled),
-            "text": self._text_bytes(),
-            "train": sum(parts.values()),
-        }
-        tiling = False
-        if self.request.sample_every:
-            need = activations(
-                self.spec,
-                self.shape,
-                size=self.shapes.size,
-                num_frames=self.shapes.frames,
-                tokens=self.tokens,
-                dtype=self.dtype,
-                passes_per_step=1,
-                cache="none",
-                gpus=self.request.gpus,
-            )
-            stays = parts["weights"] + parts["adapter"] + parts["optimizer"]
-            decode = stays + vae + need.decode
-            tiling = not self._has_room(decode)
-            decode = stays + vae + need.decode_tiled if tiling else decode
-            stages["samples"] = max(stays + need.sampling, decode)
-        return {name: self._with_overhead(size) for name, size in stages.items()}, tiling
+    def _encoding(self) -> tuple[int, bool, tuple[str, ...]]:
+        """Bytes while clips and captions are encoded, in tiles or not, and what comes in pieces.
 
-    def _text_bytes(self) -> int:
-        names = ("conditioner", "image_encoder")
-        whole = sum(self.sizes[name].bytes for name in names if name in self.sizes)
-        text = self.sizes.get("conditioner")
-        if text is None:
-            return whole
-        if self._has_room(whole + reading()) or self.machine.kind == "mps":
-            return whole + reading() * (not self.spec.embedded)
-        if self.machine.kind == "cpu":
-            # What lies in its files as it is computed with can be dropped and read again.
-            return whole - text.bytes * text.lazy + reading()
-        # Leaf by leaf; the table of words is the largest.
-        return whole - text.bytes + text.largest + text.outside + reading()
+        Of the ways that fit the first, else the least: on the CPU, what lies in its files as it is
+        computed with can be dropped and read again.
+        """
+        sizes, spec = self.sizes, self.spec
+        vae = sizes["vae"].bytes if "vae" in sizes else 0
+        clip = clip_encoding(spec, self.shapes.size, self.shapes.frames)
+        text = sizes.get("conditioner")
+        told = sum(sizes[name].bytes for name in ("conditioner", "image_encoder") if name in sizes)
+        read = reading() if text is not None and not spec.embedded else 0
+        less = told
+        if text is not None and self.machine.kind == "cuda":
+            # Leaf by leaf; the table of words is the largest.
+            less = told - text.bytes + text.largest + text.outside
+        elif text is not None and self.machine.kind == "cpu":
+            less = told - text.bytes * text.lazy
+        ways = [
+            (vae + weights + max(clip[tiling], read), bool(tiling), weights)
+            for weights in (told, less)
+            for tiling in (0, 1)
+        ]
+        size, tiling, weights = next(
+            (way for way in ways if self._has_room(way[0])), min(ways, key=lambda way: way[0])
+        )
+        in_pieces = weights < told and self.machine.kind == "cuda"
+        return size, tiling, ("conditioner",) if in_pieces else ()
+
+    def _sampling(self, parts: Mapping[str, int]) -> tuple[int, bool]:
+        """Bytes while samples are made beside all that is trained, and whether in tiles."""
+        need = activations(
+            self.spec,
+            self.shape,
+            size=self.shapes.size,
+            num_frames=self.shapes.frames,
+            tokens=self.clip_tokens,
+            dtype=self.dtype,
+            passes_per_step=1,
+            cache="none",
+            gpus=self.request.gpus,
+        )
+        stays = parts["weights"] + parts["adapter"] + parts["optimizer"]
+        decode = stays + (self.sizes["vae"].bytes if "vae" in self.sizes else 0)
+        tiling = not self._has_room(decode + need.decode)
+        decode += need.decode_tiled if tiling else need.decode
+        return max(stays + need.sampling, decode), tiling
 
     def _has_room(self, size: int) -> bool:
         return self._with_overhead(size) <= self.machine.device_bytes
@@ -291,7 +334,9 @@ class _Planner:
             grad_checkpoint=request.grad_checkpoint,
             swap_blocks=way.swap_blocks,
             offload_activations=request.offload_activations,
-            sample_tiling=way.tiling,
+            encode_tiling=way.encode_tiling,
+            sample_tiling=way.sample_tiling,
+            streamed=way.streamed,
             weights_bytes=way.parts["weights"],
             expected_peak_bytes=way.peak,
             expected_parts=dict(way.parts),
@@ -380,8 +425,7 @@ class _Planner:
 
 
 _DOING = {
-    "encode": "to encode the clips",
-    "text": "to read the captions",
+    "encode": "to encode clips and captions",
     "train": "to train",
     "samples": "to make samples",
 }
@@ -448,6 +492,13 @@ def _smaller(request: TrainRequest, shapes: _Shapes) -> Iterator[tuple[str, dict
         others.append((told, {"width": width, "height": height, **few}))
     for told, made in others:
         yield from ((f"{told} {flags}".strip(), {**c, **made}) for flags, c in ways)
+
+
+def _free(folder: Path) -> int:
+    """Bytes on the disk of a folder that may not be there yet."""
+    folder = folder.absolute()
+    there = next(parent for parent in (folder, *folder.parents) if parent.is_dir())
+    return shutil.disk_usage(there).free
 
 
 def _check_disk(

@@ -254,13 +254,32 @@ def test_processes_that_share_a_sample_share_its_tokens():
 
 def test_each_stage_counts():
     plan = planned(80, model=SMALL, sample_every=250)
-    assert set(plan.expected_stage_bytes) == {"encode", "text", "train", "samples"}
+    assert set(plan.expected_stage_bytes) == {"encode", "train", "samples"}
     assert plan.expected_peak_bytes == max(plan.expected_stage_bytes.values())
     # umT5 in one piece is more than all that is trained; on a smaller card it comes in pieces.
-    assert plan.expected_peak_bytes == plan.expected_stage_bytes["text"]
+    assert plan.expected_peak_bytes == plan.expected_stage_bytes["encode"] > 12 * GB
+    assert plan.streamed == ()
     small = planned(10, model=SMALL, sample_every=250)
-    assert small.expected_stage_bytes["text"] < 4 * GB
+    assert small.streamed == ("conditioner",)
     assert small.expected_peak_bytes <= 10 * GB
+    assert set(planned(80, model=SMALL).expected_stage_bytes) == {"encode", "train"}
+
+
+def test_clips_are_encoded_in_tiles_where_there_is_no_room():
+    changes = {"model": SMALL, "width": 832, "height": 480, "num_frames": 49}
+    assert not planned(80, **changes).encode_tiling
+    assert not planned(24, **changes).encode_tiling
+    changes = {"model": SMALL, "width": 512, "height": 512, "num_frames": 5}
+    tight = planned(5, **changes)
+    assert tight.encode_tiling
+    assert tight.expected_stage_bytes["encode"] <= 5 * GB
+
+
+def test_a_step_that_looks_at_some_frames_takes_less():
+    whole, some = planned(80), planned(80, latent_frames=4)
+    assert some.num_tokens == 4 * 32 * 32
+    assert some.expected_parts["inputs"] * 13 == whole.expected_parts["inputs"] * 4
+    assert planned(80, latent_frames=99) == whole
 
 
 def test_samples_are_decoded_in_tiles_where_there_is_no_room():
