@@ -229,6 +229,32 @@ def test_numbers_of_another_adapter_are_refused_whole(model, change, told):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_shared_out_weights_go_out_whole_and_come_back(base, model):
+    from torch.distributed import HashStore, destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    add_adapter(model, "all", 4, 4.0, seed=1)
+    before = adapter_state(trained(model))
+    init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        assert all(isinstance(p, DTensor) for p in trained_parameters(model).values())
+        state = adapter_state(model)
+        assert not any(isinstance(value, DTensor) for value in state.values())
+        assert state.keys() == before.keys()
+        assert all(torch.equal(state[name], before[name]) for name in before)
+        load_adapter_state(model, {name: value + 1 for name, value in before.items()})
+        after = adapter_state(model)
+        assert all(torch.equal(after[name], before[name] + 1) for name in before)
+    finally:
+        destroy_process_group()
+
+
 def test_wrappers_do_not_show_in_names(model):
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
