@@ -29,7 +29,7 @@ from osp_cli.events import (
     TrainingPlanned,
     TrainStepDone,
 )
-from osp_cli.media.files import make_folder
+from osp_cli.media.files import explained
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.devices import resolve_device
@@ -204,7 +204,8 @@ def _make_run_folder(request: TrainRequest) -> None:
             f"{output} holds a run, which --resume never would begin anew",
             hint="-y replaces it, another --out keeps it",
         )
-    make_folder(output)
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
 
 
 def _is_run(folder: Path) -> bool:
@@ -295,6 +296,9 @@ def _load(run: _Run) -> Iterator[Event]:
     if run.samples is not None:
         source = run.conditions if request.train_adapter else None
         run.samples.prepare(run.vae, run.conditioner, source)
+    for adapter in run.conditions.adapters.values():
+        # Or every step would work out gradients that nobody asks for.
+        adapter.requires_grad_(False)
     if request.train_adapter:
         unfreeze_conditioner(run.conditioner)
     run.conditions.unload()
