@@ -8,6 +8,7 @@ transformer comes.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -498,8 +499,8 @@ def _steps(
         yield TrainStepDone(
             report.step,
             trainer.settings.steps,
-            report.loss,
-            report.grad_norm,
+            _finite(report.loss),
+            _finite(report.grad_norm),
             report.learning_rate,
             report.seconds,
             report.skipped,
@@ -513,6 +514,11 @@ def _steps(
         if every and (report.step % every == 0 or report.step == trainer.settings.steps):
             with trainer.averaged():
                 yield from _samples(run, report.step)
+
+
+def _finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if math.isfinite(value) else None
 
 
 def _samples(run: _Run, step: int) -> Iterator[Event]:
