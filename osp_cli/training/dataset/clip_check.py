@@ -234,9 +234,7 @@ def _shortened(message: str, path: Path) -> str:
 
 def _open_video(entry: Entry, settings: CheckSettings, notes: _Notes) -> _Facts | None:
     source = probe_source(entry.path)
-    if cut_short := next((each for each in source.notices if " is cut short: " in each), ""):
-        notes.error("unreadable", cut_short, "copy or download it again")
-        return None
+    _check_whole(source, notes)
     start, end = entry.cut or (0.0, source.duration)
     if start >= source.duration:
         notes.error("too-short", f"lasts {source.duration:.2f} s, its cut begins at {start:.2f} s")
@@ -269,6 +267,17 @@ def _open_video(entry: Entry, settings: CheckSettings, notes: _Notes) -> _Facts 
         start=start,
         video=part,
     )
+
+
+def _check_whole(source: SourceVideo, notes: _Notes) -> None:
+    """Blame a file that has fewer pictures than it says."""
+    for notice in source.notices:
+        if " is cut short: " in notice:
+            notes.error("unreadable", notice, "copy or download it again")
+        elif ", its pictures end after " in notice:
+            # Sound may go on for longer, by intent.
+            note = notes.warning if source.has_audio else notes.error
+            note("unreadable", notice, "play it to its end; copy or download it again")
 
 
 def _decode(part: SourceVideo) -> None:
@@ -363,8 +372,7 @@ def _check_length(
         return 1
     longest = settings.longest
     if size is not None:
-        budget = max(settings.max_pixels, settings.width * settings.height)
-        longest = frames_within(size, longest, budget)
+        longest = frames_within(size, longest, settings.max_pixels)
     num_frames = bucket_frames(facts.available, longest, bucket=settings.bucket)
     if num_frames is not None:
         return num_frames
