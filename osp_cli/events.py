@@ -272,6 +272,42 @@ class DatasetChecked(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ItemBuilt(Event):
+    """Item `item` of `num_items` (counted from 1) has reached a stage of a dataset's making.
+
+    Attributes:
+        stage: `gated`, `keyframed`, `stylised` or `done`.
+        id: of the row in the manifest.
+        accepted: whether it goes on from there.
+        reason: why not; None where it does.
+        seconds: that it took.
+    """
+
+    type: ClassVar[str] = "built"
+    stage: str
+    item: int
+    num_items: int
+    id: str
+    accepted: bool
+    reason: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetBuilt(Event):
+    """A dataset is built: `path` is its manifest, with `num_clips` clips to train on.
+
+    `num_rejected` rows were given up; `num_rows` are there in all.
+    """
+
+    type: ClassVar[str] = "dataset_built"
+    path: Path
+    num_clips: int
+    num_rejected: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingPlanned(Event):
     """The training run is planned; nothing has been loaded yet."""
 
