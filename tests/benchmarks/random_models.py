@@ -37,9 +37,7 @@ def wan(device: torch.device, *, tiny: bool, small: bool = False) -> WanTransfor
     return _built(lambda: WanTransformer3DModel(**settings), device)
 
 
-def flash(
-    device: torch.device, *, tiny: bool, small: bool = False
-) -> FlashI2VTransformer3DModel:
+def flash(device: torch.device, *, tiny: bool, small: bool = False) -> FlashI2VTransformer3DModel:
     """FlashI2V 14B, or 1.3B where it is `small`, in bfloat16; its branches are not zero."""
     settings = {**_SMALL, "num_layers": 4} if tiny else _FEW if small else {}
     model = _built(lambda: FlashI2VTransformer3DModel(**settings), device)

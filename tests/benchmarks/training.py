@@ -108,9 +108,7 @@ def compare(
         "peak_bytes": {
             which: min(row["peak_bytes"] for row in rows) for which, rows in found.items()
         },
-        "loss_difference": max(
-            abs(a - b) / abs(b) for a, b in zip(first, other, strict=True)
-        ),
+        "loss_difference": max(abs(a - b) / abs(b) for a, b in zip(first, other, strict=True)),
         "all_seconds": {which: [row["seconds"] for row in rows] for which, rows in found.items()},
         "losses": {"ours": first, "plain": other},
     }
