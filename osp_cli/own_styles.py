@@ -317,7 +317,7 @@ def _lora_style(installed: str, path: Path, _changed: int, _size: int) -> StyleP
     `modelspec.trigger_phrase` (Stability AI's model metadata standard) beside `modelspec.title` and
     `modelspec.description`.
     """
-    told = _metadata(path)
+    told = lora_metadata(path)
     triggers = ("osp.trigger", "osp_trigger", "modelspec.trigger_phrase")
     trigger = next((told[key] for key in triggers if told.get(key)), "")
     style = _style_object(told.get("osp.style") or told.get("osp_style", ""))
@@ -357,7 +357,7 @@ def _style_object(text: str) -> dict[str, str]:
     return {"name": text} if text else {}
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def lora_metadata(path: Path) -> dict[str, str]:
     """The texts in the header of a safetensors file; none where it is damaged.
 
     Whoever uses the LoRA is told what is wrong with it.

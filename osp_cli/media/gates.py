@@ -20,6 +20,7 @@ from osp_cli.media.source_probe import CLOCK_INPUT, SLACK_SECONDS, SourceVideo, 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
 
 # Length of the shorter side that is measured at. It is what the thresholds below belong to: a
 # Laplacian sees other details at another size. Smaller clips stay as they are.
@@ -141,6 +142,28 @@ def measure_clip(
         blur=median(laplacian_variance(picture) for picture in pictures),
         mean_luma=fmean(row["signalstats.YAVG"] for row in rows),
         clipped_fraction=fmean(clipped_fraction(picture) for picture in pictures),
+    )
+
+
+def measure_picture(picture: Image.Image) -> ClipMeasures:
+    """Measures a picture as a clip of one frame, which neither moves nor cuts."""
+    import numpy as np
+    from PIL.Image import Resampling
+
+    scale = min(1.0, LINES / min(picture.size))
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    # Area means, as for clips; luma in full range.
+    small = picture.convert("L").resize((width, height), Resampling.BOX)
+    luma = np.asarray(small, np.uint8)
+    return ClipMeasures(
+        num_frames=1,
+        cut_score=0.0,
+        black_fraction=float((luma < _BLACK_LUMA).mean() * 100 >= _BLACK_PERCENT),
+        duplicate_fraction=0.0,
+        motion=0.0,
+        blur=laplacian_variance(luma),
+        mean_luma=float(luma.mean()),
+        clipped_fraction=clipped_fraction(luma),
     )
 
 
@@ -285,20 +308,34 @@ def gate_problems(
         measures: of it, or None to look at its length and shape only, which takes no decoding.
         settings: the limits.
     """
-    problems = _shape_problems(video, settings)
+    problems = _length_problems(video, settings)
+    problems += _shape_problems(video.width, video.height, settings)
     if measures is None:
         return problems
+    return problems + _motion_problems(measures, settings) + _look_problems(measures, settings)
+
+
+def picture_gate_problems(
+    size: tuple[int, int], measures: ClipMeasures, settings: GateSettings
+) -> list[Problem]:
+    """All that speaks against a picture as a source, none if it may be used.
+
+    Args:
+        size: width, height in pixels.
+        measures: of `measure_picture`.
+        settings: the limits; those of time do not apply.
+    """
+    return _shape_problems(*size, settings) + _look_problems(measures, settings)
+
+
+def _motion_problems(measures: ClipMeasures, settings: GateSettings) -> list[Problem]:
+    """What the clip's change over time says."""
     checks = (
         (
             "has-cut",
             measures.has_cut and not settings.allow_cuts,
             f"a cut: its pictures change by {measures.cut_score:.1f} of 100 at once, {CUT_SCORE:g} "
             "is the limit",
-        ),
-        (
-            "black",
-            measures.is_black,
-            f"{measures.black_fraction:.0%} of its frames are black, {BLACK_FRACTION:.0%} may be",
         ),
         (
             "frozen",
@@ -315,6 +352,18 @@ def gate_problems(
             "hectic",
             measures.motion > settings.max_motion,
             f"too much moves: {measures.motion:.1f}, at most {settings.max_motion:g}",
+        ),
+    )
+    return [Problem(code, message) for code, failed, message in checks if failed]
+
+
+def _look_problems(measures: ClipMeasures, settings: GateSettings) -> list[Problem]:
+    """What single pictures say."""
+    checks = (
+        (
+            "black",
+            measures.is_black,
+            f"{measures.black_fraction:.0%} of its frames are black, {BLACK_FRACTION:.0%} may be",
         ),
         ("blurred", measures.blur < settings.min_blur, _blurred(measures, settings)),
         (
@@ -334,15 +383,15 @@ def gate_problems(
             f"too bright: mean luma {measures.mean_luma:.0f}, at most {settings.max_luma:g}",
         ),
     )
-    return problems + [Problem(code, message) for code, failed, message in checks if failed]
+    return [Problem(code, message) for code, failed, message in checks if failed]
 
 
 def _blurred(measures: ClipMeasures, settings: GateSettings) -> str:
     return f"blurred: sharpness {measures.blur:.1f}, at least {settings.min_blur:g}"
 
 
-def _shape_problems(video: SourceVideo, settings: GateSettings) -> list[Problem]:
-    """What length and size say."""
+def _length_problems(video: SourceVideo, settings: GateSettings) -> list[Problem]:
+    """What the duration says."""
     problems: list[Problem] = []
     # A frame's worth of slack: 5 seconds at 24 fps may last 119 of 120 frames as files count.
     slack = float(1 / video.fps)
@@ -352,11 +401,17 @@ def _shape_problems(video: SourceVideo, settings: GateSettings) -> list[Problem]
     if settings.max_seconds is not None and video.duration - slack > settings.max_seconds:
         message = f"too long: {video.duration:.2f} s, at most {settings.max_seconds:g} s"
         problems.append(Problem("too-long", message))
-    side = min(video.width, video.height)
+    return problems
+
+
+def _shape_problems(width: int, height: int, settings: GateSettings) -> list[Problem]:
+    """What the size says."""
+    problems: list[Problem] = []
+    side = min(width, height)
     if settings.min_side is not None and side < settings.min_side:
-        message = f"too small: {video.width}x{video.height}, the shorter side at least "
+        message = f"too small: {width}x{height}, the shorter side at least "
         problems.append(Problem("too-small", f"{message}{settings.min_side}"))
-    aspect = video.height / video.width
+    aspect = height / width
     if not settings.min_aspect <= aspect <= settings.max_aspect:
         message = f"too {'wide' if aspect < 1 else 'tall'}: height / width is {aspect:.2f}, "
         limits = f"{settings.min_aspect:g} to {settings.max_aspect:g}"

@@ -173,7 +173,8 @@ def _nothing(term: str, names: Sequence[str]) -> InvalidRequestError:
         )
     parts = dict.fromkeys(_part_of(name) or "" for name in names)
     words = [*PRESETS, *parts, *(_ORIGINAL[part] for part in parts)]
-    words += [word.partition(".")[2] for word in words if "." in word]
+    # Of less than three letters there is one in nearly everything.
+    words += [end for word in words if len(end := word.partition(".")[2]) > 2]
     blocks = sorted({_block_of(name) for name in names})
     found = _TERM.fullmatch(term)
     if found and found["blocks"] and not any(_is_inside(b, found["blocks"]) for b in blocks):

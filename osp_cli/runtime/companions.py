@@ -91,7 +91,7 @@ def companion_of(lora: Path, metadata: Mapping[str, str]) -> Companion | None:
             f"{found} holds what this version does not know: {strangers[0]}",
             hint="a newer version may",
         )
-    return Companion(lora, header, file_hash(found))
+    return Companion(lora, header, str(wanted))
 
 
 def companions_of(loras: Sequence[LoraChoice]) -> list[tuple[Companion, float]]:

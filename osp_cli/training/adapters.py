@@ -48,7 +48,8 @@ def add_adapter(model: Any, targets: str, rank: int, alpha: float, seed: int) ->
     What is added is `alpha / rank * up @ down @ x`. `down` is drawn as PEFT draws it, uniformly up
     to `1 / sqrt(in)`, from the seed and the layer's name, so that it is the same on any machine and
     number of processes; `up` is zero, so nothing changes before the first step. Both are in single
-    precision whatever the base is stored in: steps of 1e-4 are lost in bfloat16.
+    precision whatever the base is stored in, as are their gradients: steps of 1e-4 are lost in
+    bfloat16. They are computed with in the precision of what they are given.
 
     Quantising comes after this: weights that are small already would make small LoRAs.
 
@@ -72,12 +73,18 @@ def add_adapter(model: Any, targets: str, rank: int, alpha: float, seed: int) ->
     # Its own random numbers are thrown away, and those of others must not change by that.
     with torch.random.fork_rng(devices=[]):
         model.add_adapter(config, adapter_name=ADAPTER)
-    layers = {_clean(name): m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
-    assert layers.keys() == set(names), "PEFT chose other layers than were named"
+        layers = {_clean(name): m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
+        assert layers.keys() == set(names), "PEFT chose other layers than were named"
+        _replace_factors(layers, seed)
+
+
+def _replace_factors(layers: Mapping[str, Any], seed: int) -> None:
+    """Give PEFT's layers factors in single precision, drawn from the seed."""
     for name, layer in layers.items():
-        down, up = layer.lora_A[ADAPTER].float(), layer.lora_B[ADAPTER].float()
-        down.requires_grad_(True)
-        up.requires_grad_(True)
+        # Else PEFT would keep what each layer reads once more, in single precision.
+        layer.cast_input_dtype_enabled = False
+        down, up = _Factor.like(layer.lora_A[ADAPTER]), _Factor.like(layer.lora_B[ADAPTER])
+        layer.lora_A[ADAPTER], layer.lora_B[ADAPTER] = down, up
         if down.weight.is_meta:
             continue
         start = torch.empty(down.weight.shape)
@@ -86,6 +93,23 @@ def add_adapter(model: Any, targets: str, rank: int, alpha: float, seed: int) ->
         with torch.no_grad():
             down.weight.copy_(start)
             up.weight.zero_()
+
+
+class _Factor(nn.Linear):
+    """One half of a LoRA: kept in single precision, multiplied in that of what comes in."""
+
+    @classmethod
+    def like(cls, layer: nn.Linear) -> _Factor:
+        return cls(
+            layer.in_features,
+            layer.out_features,
+            bias=False,
+            device=layer.weight.device,
+            dtype=torch.float32,
+        )
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return nn.functional.linear(hidden_states, self.weight.to(hidden_states.dtype))
 
 
 def remove_adapter(model: Any) -> None:

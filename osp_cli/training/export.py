@@ -155,12 +155,13 @@ def lora_tensors(
         if found is None or value.shape[0 if found["side"] == "A" else 1] != info.rank:
             raise ValueError(f"{name} {tuple(value.shape)} is no factor of rank {info.rank}")
         layer, side = found["layer"], found["side"]
+        original = original_layer(layer)
         if save_format == "peft":
             key = f"transformer.{layer}.lora_{side}"
         elif save_format == "native":
-            key = f"diffusion_model.{original_layer(layer)}.lora_{side}"
+            key = f"diffusion_model.{original}.lora_{side}"
         else:
-            key = f"{_kohya(layer)}.{_KOHYA_SIDES[side]}"
+            key = f"lora_unet_{original.replace('.', '_')}.{_KOHYA_SIDES[side]}"
         tensors[f"{key}.weight"] = value.detach().to("cpu", dtype).contiguous()
         if save_format != "peft":
             tensors[f"{key.rpartition('.')[0]}.alpha"] = torch.tensor(info.alpha)
@@ -219,10 +220,6 @@ def write_full(
             shutil.rmtree(part, ignore_errors=True)
         flush_folder(folder.parent)
     return folder
-
-
-def _kohya(layer: str) -> str:
-    return f"lora_unet_{original_layer(layer).replace('.', '_')}"
 
 
 def _origin(info: ExportInfo) -> dict[str, str]:
