@@ -135,6 +135,22 @@ def activations(
     )
 
 
+def clip_encoding(spec: ModelSpec, size: tuple[int, int], num_frames: int) -> tuple[int, int]:
+    """What it takes to encode all frames of a clip: in one piece, and in tiles."""
+    pixels = size[0] * size[1]
+    given = pixels * num_frames * _WAN_FRAME
+    if spec.vae_class != "AutoencoderKLWan":
+        whole = pixels * num_frames * _LINEAR_ENCODE
+        return whole, whole
+    per_pixel = _WAN_ENCODE if num_frames == 1 else _WAN_ENCODE_CLIP
+    return pixels * per_pixel + given, min(pixels, _WAN_TILE_PIXELS) * per_pixel + given
+
+
+def reading() -> int:
+    """What it takes to read a caption, beside the encoder's weights."""
+    return _READING
+
+
 def _shared(
     tokens: int, per_token: float, kept: int, shape: TransformerShape | None, dtype: str, gpus: int
 ) -> int:

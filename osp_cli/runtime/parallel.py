@@ -32,6 +32,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from osp_cli.errors import WontFitError
 from osp_cli.events import StepDone
+from osp_cli.models.context_parallel import an_accelerator
 from osp_cli.pipelines.flash_i2v import (
     Conditions,
     Sampling,
@@ -341,7 +342,7 @@ def context_parallel(transformer: Any, group: Group, num_tokens: int) -> Iterato
     config = ContextParallelConfig(
         ulysses_degree=group.size, mesh=group.mesh, ulysses_anything=not even
     )
-    with _an_accelerator():
+    with an_accelerator():
         transformer.enable_parallelism(config=config, cp_plan=plan)
     if not even:
         register(transformer.get_submodule(_OUTPUT), _GatherHook(group, num_tokens), _GATHER_HOOK)
@@ -369,17 +370,6 @@ class _GatherHook(ModelHook):
 
     def post_forward(self, module: nn.Module, output: Tensor) -> Tensor:
         return self.group.gathered(output, self.num_tokens)
-
-
-@contextmanager
-def _an_accelerator() -> Iterator[None]:
-    """Inside, there is at least one: diffusers divides by their number, also on the CPU."""
-    count = torch.accelerator.device_count
-    torch.accelerator.device_count = lambda: max(1, count())
-    try:
-        yield
-    finally:
-        torch.accelerator.device_count = count
 
 
 def _decide_together(transformer: Any, group: Group, num_tokens: int) -> None:

@@ -445,7 +445,9 @@ def training_card(out: Path, recipe: dict[str, Any], trainer: Trainer) -> dict[s
 
 def _last_losses(folder: Path) -> float:
     lines = (folder / "metrics.jsonl").read_text().splitlines()[-100:]
-    return round(sum(json.loads(line)["loss"] for line in lines) / len(lines), 4)
+    # A skipped step may have none.
+    losses = [loss for line in lines if (loss := json.loads(line)["loss"]) is not None]
+    return round(sum(losses) / len(losses), 4)
 
 
 def read_codec(folder: Path) -> AutoencoderLinear:

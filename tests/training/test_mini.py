@@ -19,6 +19,7 @@ from osp_cli.plan import Plan
 from osp_cli.registry import find_model
 from osp_cli.runtime.loading import Components, load_components
 from osp_cli.training import codec, mini, mini_data, mini_decoder
+from osp_cli.training.checkpoints import checkpoints_in
 from osp_cli.training.mini import STAGES, load_recipe, make
 from osp_cli.training.trainer import share_work
 
@@ -116,6 +117,10 @@ def made(tmp_path_factory):
     return out
 
 
+def last_checkpoint(run):
+    return checkpoints_in(run)[-1] / "state.safetensors"
+
+
 def contents(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -146,7 +151,7 @@ def test_the_runtime_loads_what_was_made(made):
     assert [event.component for event in loaded] == ["transformer", "vae", "conditioner"]
     assert isinstance(components, Components)
     # What ships is the moving average, in bf16, of what the trainer holds.
-    average = load_file(made / "transformer" / "checkpoint.safetensors")
+    average = load_file(last_checkpoint(made / "transformer"))
     trainer, objective = mini._trainer(made, RECIPE)
     trainer.use_average()
     parts = {
@@ -260,7 +265,7 @@ def test_a_decoder_stopped_in_its_training_goes_on(made, tmp_path, monkeypatch):
 def test_painting_changes_the_painting_layers_and_nothing_else(made):
     folder = "transformer/diffusion_pytorch_model.safetensors"
     start, painted = (load_file(made / name / folder) for name in ("start", "painted"))
-    average = load_file(made / "painting" / "checkpoint.safetensors")
+    average = load_file(last_checkpoint(made / "painting"))
     closed = stream_layout(mini._new_modules(made, RECIPE)[0]).writable == 0
     for key, value in painted.items():
         painting = re.fullmatch(r"blocks\.([12])\.ffn\.(.+)", key)
