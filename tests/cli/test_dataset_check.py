@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -13,7 +16,7 @@ from osp_cli.cli.dataset_check import check, report_lines, show_report, training
 from osp_cli.registry import model_specs
 from osp_cli.training.dataset.entries import DatasetReport, Entry, Finding, Window
 
-from ..media import clips
+clips = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "media" / "clips.py")))
 
 
 @pytest.fixture
@@ -33,12 +36,12 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two clips for the built-in model; one has no caption."""
+    """Two clips for the built-in model, of 1.5 and 1.6 seconds; one has no caption."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for name in ("a", "b"):
-        clips.run("-f", "lavfi", "-i", f"testsrc2=s=480x272:r=24:d=1.{ord(name) - 92}",
-                  "-pix_fmt", "yuv420p", "-preset", "ultrafast", folder / f"{name}.mp4")  # fmt: skip
+    for name, seconds in (("a", 1.5), ("b", 1.6)):
+        clips.run("-f", "lavfi", "-i", f"testsrc2=s=480x272:r=24:d={seconds}",
+                  "-pix_fmt", "yuv420p", folder / f"{name}.mp4")  # fmt: skip
     (folder / "a.txt").write_text("a test picture")
     return folder
 
