@@ -334,8 +334,8 @@ class TrainStepDone(Event):
     """Step `step` of `num_steps` (counted from 1) is done.
 
     Attributes:
-        loss: mean over its samples.
-        grad_norm: before clipping.
+        loss: mean over its samples; None where it was not finite.
+        grad_norm: before clipping, likewise.
         learning_rate: of this step.
         seconds: that it took.
         skipped: loss or gradient were not finite, so nothing was changed.
@@ -344,8 +344,8 @@ class TrainStepDone(Event):
     type: ClassVar[str] = "train"
     step: int
     num_steps: int
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     learning_rate: float
     seconds: float
     skipped: bool = False

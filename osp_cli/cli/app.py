@@ -12,6 +12,8 @@ import typer
 
 from osp_cli import __version__
 from osp_cli.cli import bench, completion, console, doctor, download
+from osp_cli.cli.dataset import EXAMPLES as DATASET_EXAMPLES
+from osp_cli.cli.dataset import dataset
 from osp_cli.cli.extend import EXAMPLES as EXTEND_EXAMPLES
 from osp_cli.cli.extend import extend
 from osp_cli.cli.generate import EXAMPLES, generate
@@ -47,6 +49,7 @@ app.command(epilog=EXTEND_EXAMPLES)(extend)
 app.command(epilog=TRAIN_EXAMPLES)(train_lora)
 app.command(epilog=STYLES_EXAMPLES)(styles)
 app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
+app.add_typer(dataset, name="dataset", epilog=DATASET_EXAMPLES)
 app.command(epilog=download.EXAMPLES)(download.download)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=bench.EXAMPLES)(bench.bench)

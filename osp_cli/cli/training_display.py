@@ -67,7 +67,7 @@ class _Training(Display):
                 super().show(event)
 
     def _show_train_step(self, event: events.TrainStepDone) -> None:
-        if event.skipped:
+        if event.skipped or event.loss is None:
             self.line(f"step {event.step} skipped: its loss or gradient was not finite")
             return
         self._losses = [*self._losses[-_RECENT + 1 :], event.loss]

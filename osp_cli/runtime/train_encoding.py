@@ -198,7 +198,7 @@ def _generator(request: TrainRequest, window: Window, purpose: str) -> torch.Gen
 
 def _as_video(frames: NDArray[np.uint8]) -> Tensor:
     """`(1, 3, frames, height, width)` in [-1, 1]."""
-    return torch.from_numpy(frames).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+    return torch.from_numpy(frames.copy()).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
 
 
 def _encode_picture(vae: Any, picture: Image.Image) -> Tensor:

@@ -8,6 +8,7 @@ transformer comes.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -29,12 +30,12 @@ from osp_cli.events import (
     TrainingPlanned,
     TrainStepDone,
 )
-from osp_cli.media.files import make_folder
+from osp_cli.hub.lora_install import check_name
+from osp_cli.media.files import explained
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
-from osp_cli.runtime.lora_install import check_name
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of
@@ -204,7 +205,8 @@ def _make_run_folder(request: TrainRequest) -> None:
             f"{output} holds a run, which --resume never would begin anew",
             hint="-y replaces it, another --out keeps it",
         )
-    make_folder(output)
+    with explained(output):
+        output.mkdir(parents=True, exist_ok=True)
 
 
 def _is_run(folder: Path) -> bool:
@@ -295,6 +297,9 @@ def _load(run: _Run) -> Iterator[Event]:
     if run.samples is not None:
         source = run.conditions if request.train_adapter else None
         run.samples.prepare(run.vae, run.conditioner, source)
+    for adapter in run.conditions.adapters.values():
+        # Or every step would work out gradients that nobody asks for.
+        adapter.requires_grad_(False)
     if request.train_adapter:
         unfreeze_conditioner(run.conditioner)
     run.conditions.unload()
@@ -494,8 +499,8 @@ def _steps(
         yield TrainStepDone(
             report.step,
             trainer.settings.steps,
-            report.loss,
-            report.grad_norm,
+            _finite(report.loss),
+            _finite(report.grad_norm),
             report.learning_rate,
             report.seconds,
             report.skipped,
@@ -509,6 +514,11 @@ def _steps(
         if every and (report.step % every == 0 or report.step == trainer.settings.steps):
             with trainer.averaged():
                 yield from _samples(run, report.step)
+
+
+def _finite(value: float) -> float | None:
+    """The number, or None where JSON has none for it."""
+    return value if math.isfinite(value) else None
 
 
 def _samples(run: _Run, step: int) -> Iterator[Event]:

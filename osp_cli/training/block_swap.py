@@ -14,8 +14,9 @@ gradients need checkpointing, through `BlockSwap.recomputing` and `BlockSwap.che
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,6 +76,11 @@ class _Waiting:
             self.places.append((size, parameter.shape, parameter.dtype))
             size += -(-parameter.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.size = size
+        # What is left of each parameter: its shape; who reads it unasked gets no number.
+        self._nothing = [
+            torch.full((), float("nan"), device=device).to(dtype).expand(shape)
+            for _, shape, dtype in self.places
+        ]
         self.host = HostBuffer(size, pinned=device.type == "cuda")
         flat = torch.empty(size, dtype=torch.uint8, device=device)
         for parameter, view in zip(self.parameters, self.views(flat), strict=True):
@@ -96,11 +102,33 @@ class _Waiting:
         for parameter, view in zip(self.parameters, self.views(flat), strict=True):
             parameter.data = view
 
-    def leave(self, device: torch.device) -> None:
-        """Leaves of the parameters their shapes; who reads them unasked gets no number."""
-        for parameter, (_, shape, dtype) in zip(self.parameters, self.places, strict=True):
-            nothing = torch.full((), float("nan"), device=device).to(dtype)
-            parameter.data = nothing.expand(shape)
+    def leave(self) -> None:
+        """Makes the parameters take no memory."""
+        for parameter, nothing in zip(self.parameters, self._nothing, strict=True):
+            parameter.data = nothing
+
+
+class _SideStream:
+    """A stream of copies beside those that compute."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def begin(self, copy: Callable[[], None]) -> Any:
+        """Copies when all that was asked of the device up to now is done; gives its end."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            copy()
+            return self._stream.record_event()
+
+    def wait_for(self, end: Any) -> None:
+        """What is asked of the device from now on comes after that end."""
+        torch.cuda.current_stream(self._device).wait_event(end)
+
+    def finish(self) -> None:
+        """Until all copies are done."""
+        torch.cuda.synchronize(self._device)
 
 
 class BlockSwap:
@@ -129,8 +157,8 @@ class BlockSwap:
         # Of the block whose gradients may still be on their way.
         self._pending: int | None = None
         self._is_checkpointed = self._is_recomputing = False
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._arrived: list[Any] = [None] * SLOTS
+        self._side = _SideStream(device) if device.type == "cuda" else None
+        self._ends: list[Any] = [None] * SLOTS
 
     @property
     def host_bytes(self) -> int:
@@ -146,7 +174,7 @@ class BlockSwap:
         if index not in self.indices:
             return False
         waiting = _Waiting(self._blocks[index], self.device)
-        waiting.leave(self.device)
+        waiting.leave()
         self._waiting.append(waiting)
         return True
 
@@ -171,7 +199,7 @@ class BlockSwap:
             handle.remove()
         self._handles.clear()
         if self._side is not None:
-            torch.cuda.synchronize(self.device)
+            self._side.finish()
         for waiting in self._waiting:
             flat = torch.empty(waiting.size, dtype=torch.uint8)
             waiting.host.write(flat)
@@ -210,7 +238,7 @@ class BlockSwap:
             if self._held[slot] != number:
                 self._fetch(number)
             if self._side is not None:
-                torch.cuda.current_stream(self.device).wait_event(self._arrived[slot])
+                self._side.wait_for(self._ends[slot])
 
         return hook
 
@@ -240,15 +268,13 @@ class BlockSwap:
         slot = number % SLOTS
         before, self._held[slot] = self._held[slot], None
         if before is not None:
-            self._waiting[before].leave(self.device)
+            self._waiting[before].leave()
         flat = self._slots[slot]
+        copy = partial(self._waiting[number].host.write, flat)
         if self._side is None:
-            self._waiting[number].host.write(flat)
+            copy()
         else:
-            # Not before all that was asked of the device up to now has read what was there.
-            self._side.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self._side):
-                self._waiting[number].host.write(flat)
-                self._arrived[slot] = self._side.record_event()
+            # Until then, something may still read what was there.
+            self._ends[slot] = self._side.begin(copy)
         self._waiting[number].point(flat)
         self._held[slot] = number

@@ -162,3 +162,66 @@ def test_gradients_without_checkpointing_are_refused():
 def test_as_many_blocks_as_there_are(count):
     with pytest.raises(ValueError, match="1 to 3"):
         BlockSwap(new_base(blocks=3).blocks, count, CPU)
+
+
+class LateCopies:
+    """Stands for a stream that does nothing before somebody waits for it, or something after it."""
+
+    def __init__(self):
+        self.late = []
+        self.begun = 0
+
+    def begin(self, copy):
+        self.begun += 1
+        self.late.append(copy)
+        return copy
+
+    def wait_for(self, end):
+        # A stream keeps its order.
+        while end in self.late:
+            self.late.pop(0)()
+
+    def finish(self):
+        self.wait_for(self.late[-1] if self.late else None)
+
+
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+def test_nothing_is_read_before_it_came(quant):
+    found = []
+    for late in (False, True):
+        model = new_base(blocks=5, dtype=torch.bfloat16)
+        with prepare_base(
+            model, dtype=torch.bfloat16, quant=quant, device=CPU, swap_blocks=4
+        ) as prepared:
+            if late:
+                prepared.swap._side = side = LateCopies()
+            found.append((take_steps(model, 3), BASES.gradients(model)))
+    assert side.begun > 12
+    (losses, wanted), (late_losses, late_gradients) = found
+    assert late_losses == losses
+    assert all(torch.equal(late_gradients[name], wanted[name]) for name in wanted)
+
+
+def test_copies_begin_while_another_block_computes():
+    """Of each pass only the block that begins it, if it is not there, is waited for in vain."""
+    model = new_base(blocks=8)
+    with prepare_base(model, dtype=torch.float32, device=CPU, swap_blocks=8) as prepared:
+        prepared.swap._side = side = LateCopies()
+        asked = []
+        genuine = prepared.swap._fetch
+
+        def fetch(number):
+            before = side.begun
+            genuine(number)
+            if side.begun > before:
+                asked.append((number, current[-1]))
+
+        prepared.swap._fetch = fetch
+        current = [None]
+        for index, block in enumerate(model.blocks):
+            block.register_forward_pre_hook(lambda *_, index=index: current.append(index))
+        take_steps(model, 2)
+    # The first two blocks of the first pass come when they are called; all others are asked for
+    # while another one, or the one before it in its place, computes.
+    late = [number for number, during in asked if during is None or abs(number - during) < 2]
+    assert late == [0, 1]

@@ -18,6 +18,21 @@ VERSION = 1
 MAX_RETRIES = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Style:
+    """A style as a build needs it.
+
+    Attributes:
+        name: of the style.
+        title: what captions call it.
+        instruction: what a stylizer that reads is told.
+    """
+
+    name: str
+    title: str
+    instruction: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildSettings:
     """What every row is made with.

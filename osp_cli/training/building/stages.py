@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +39,12 @@ from osp_cli.training.building.quality import (
     picture_problems,
     picture_scores,
 )
-from osp_cli.training.building.settings import MAX_RETRIES, BuildSettings
+from osp_cli.training.building.settings import MAX_RETRIES, BuildSettings, Style
 from osp_cli.training.building.sources import PICTURE, SCENE, VIDEO, Source
 
 SOURCES, KEYFRAMES, VIDEOS = "sources", "keyframes", "videos"
 FOLDERS = (SOURCES, KEYFRAMES, VIDEOS)
 _MAX_SEED = 2**48
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """A style as a build needs it.
-
-    Attributes:
-        name: of the style.
-        title: what captions call it.
-        instruction: what a stylizer that reads is told.
-    """
-
-    name: str
-    title: str
-    instruction: str
 
 
 class Build:
