@@ -7,9 +7,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 from osp_cli.errors import UnreadableMediaError
+from osp_cli.media.gates import FROZEN_FRACTION
 from osp_cli.media.image import load_image
 from osp_cli.media.source_video import SourceVideo, probe_source, read_frames
 from osp_cli.training.dataset.entries import ERROR, WARNING, Entry, Finding
@@ -195,6 +197,10 @@ def _open_frames(entry: Entry, settings: CheckSettings, notes: Notes) -> Facts |
             f"{other.name} is {width}x{height}, {paths[0].name} is {first[0]}x{first[1]}",
         )
         return None
+    # A picture that is there twice; those that only look alike would have to be decoded.
+    repeated = sum(before == after for before, after in pairwise(digests))
+    if repeated > FROZEN_FRACTION * max(1, len(digests) - 1):
+        notes.warning("frozen", f"{repeated} of {len(paths)} pictures repeat the one before")
     if entry.cut is not None:
         begin, end = (round(seconds * settings.fps) for seconds in entry.cut)
         if begin >= len(paths):

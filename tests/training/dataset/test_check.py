@@ -327,10 +327,13 @@ def test_numbered_pictures_are_a_clip(tmp_path, checked):
     report = checked(tmp_path)
     assert report.findings == ()
     assert report.buckets == {"64x64x17": 1}
-    Image.new("RGB", (80, 96)).save(folder / "19.png")
-    assert found(checked(tmp_path)) == {("unreadable", ERROR)}
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes((folder / "0.png").read_bytes())
+    assert found(checked(tmp_path)) == {("frozen", WARNING)}
+    Image.effect_noise((80, 96), 50).convert("RGB").save(folder / "19.png")
+    assert ("unreadable", ERROR) in found(checked(tmp_path))
     (folder / "19.png").write_bytes(b"")
-    assert found(checked(tmp_path)) == {("unreadable", ERROR)}
+    assert ("unreadable", ERROR) in found(checked(tmp_path))
 
 
 def test_pictures_that_clips_follow_from(tmp_path, clip, checked):
@@ -338,7 +341,7 @@ def test_pictures_that_clips_follow_from(tmp_path, clip, checked):
     assert found(checked(tmp_path, condition="source")) == {("no-source", ERROR)}
     picture = tmp_path / "a.source.png"
     Image.new("RGB", (96, 96), "red").save(picture)
-    for condition in ("source", "auto"):
+    for condition in ("source", "auto", "plain"):
         report = checked(tmp_path, condition=condition)
         assert report.findings == ()
         assert len(report.windows[0].source_content) == 64
