@@ -95,6 +95,20 @@ def test_pictures_that_cannot_be_decoded(tmp_path, clip, checked, name):
     assert not report.windows
 
 
+@pytest.mark.parametrize("zeroed", [None, (0.4, 0.6), (0.7, 1.0)])
+def test_long_clips_are_read_in_their_middle_and_at_their_end(tmp_path, clip, checked, zeroed):
+    path = clip(tmp_path / "a.mp4", "-g", "4", "-x264-params", "scenecut=0", seconds=40, fps=16)
+    data = bytearray(path.read_bytes())
+    if zeroed:
+        length = data.rindex(b"moov") - 4
+        start, end = (round(share * length) for share in zeroed)
+        data[start:end] = bytes(end - start)
+        path.write_bytes(data)
+    report = checked(tmp_path, windows=1)
+    wanted = {("unreadable", ERROR)} if zeroed else set()
+    assert {each for each in found(report) if each[1] == ERROR} == wanted
+
+
 def test_sound_that_goes_on_is_no_damage(tmp_path, clip, checked):
     silent = clip(tmp_path.parent / f"{tmp_path.name}.mp4")
     path = tmp_path / "a.mp4"
