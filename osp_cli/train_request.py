@@ -260,6 +260,11 @@ class TrainRequest:
         spec = self.spec
         if problem := spec.train_problem(self.mode):
             raise InvalidRequestError(problem, hint=f"--mode {spec.train_mode}")
+        if self.train_adapter and spec.conditioner == "umt5":
+            raise InvalidRequestError(
+                f"{spec.name} reads its prompts without an adapter, so there is none to train",
+                hint="leave --train-adapter out",
+            )
         if self.width % spec.multiple_of or self.height % spec.multiple_of:
             raise InvalidRequestError(
                 f"--size of {spec.name} takes multiples of {spec.multiple_of}, "

@@ -81,9 +81,11 @@ def objects(schema: object) -> Iterator[dict]:
             yield from objects(part)
 
 
-# Of recipes: of a restyled video, of the user's own styles, and of a stream.
+# Of recipes: of a restyled video, of the user's own styles, of LoRAs that were trained with
+# something else, and of a stream.
 OPTIONAL = {
     *("video", "video_sha256", "strength", "total_frames", "own_styles", "style"),
+    "companions_sha256",
     *("realtime", "new_frames", "frames", "screenplay", "context", "latent_frames"),
     *("stage_steps", "anchor_color"),
 }

@@ -171,7 +171,7 @@ def _write(report: DatasetReport) -> None:
 
 def report_lines(report: DatasetReport, columns: int) -> list[str]:
     """A report in lines of so many columns, without colour."""
-    lines = _summary(report)
+    lines = [line for text in _summary(report) for line in _wrapped(text, "", columns)]
     if not report.findings:
         return lines
     by_place: dict[str, list[Finding]] = {}
@@ -202,7 +202,7 @@ def _summary(report: DatasetReport) -> list[str]:
         f"{_count(report.num_entries, 'clip')}, {used} can be used: "
         f"{_count(len(report.windows), 'sample')} out of {report.seconds:.1f} s",
     ]
-    lines += [f"  {count:>6} x {bucket} frames" for bucket, count in report.buckets.items()]
+    lines += [f"{count} x {bucket} frames" for bucket, count in report.buckets.items()]
     num_errors = len(report.errors)
     num_warnings = len(report.findings) - num_errors
     lines.append(f"{_count(num_errors, 'error')}, {_count(num_warnings, 'warning')}")

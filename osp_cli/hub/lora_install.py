@@ -12,6 +12,27 @@ from osp_cli.loras import COMPANION_SUFFIX, SUFFIX, installed_loras, is_companio
 from osp_cli.media.files import atomic_output, explained
 
 
+def check_name(name: str, *, overwrite: bool) -> None:
+    """Refuse a name by which another LoRA is known.
+
+    Raises:
+        InvalidRequestError: there is one, and it may not be replaced, or is a folder.
+    """
+    known = installed_loras().get(name)
+    if known is None:
+        return
+    if not overwrite:
+        raise InvalidRequestError(
+            f"a LoRA {name!r} is installed already, as {known}",
+            hint=f"--out {name}-2, or -y to replace it",
+        )
+    if known != loras_home() / f"{name}{SUFFIX}":
+        raise InvalidRequestError(
+            f"the LoRA {name!r} is a folder, {known.parent}",
+            hint=f"move it away, or choose another name: --out {name}-2",
+        )
+
+
 def install(files: Iterable[Path], name: str, *, overwrite: bool = False) -> Path:
     """Put a LoRA, and what belongs to it, where it is known by its name.
 
@@ -27,7 +48,8 @@ def install(files: Iterable[Path], name: str, *, overwrite: bool = False) -> Pat
         Where the LoRA is now.
 
     Raises:
-        InvalidRequestError: the name is taken, or no folder can be made there.
+        InvalidRequestError: as `check_name`, or no folder can be made there.
+        WontFitError: the disk is full.
         ValueError: this is not one LoRA with at most one companion.
     """
     given = list(files)
@@ -35,18 +57,9 @@ def install(files: Iterable[Path], name: str, *, overwrite: bool = False) -> Pat
     companions = [path for path in given if is_companion(path)]
     if len(loras) != 1 or len(companions) > 1:
         raise ValueError(f"one LoRA and at most one companion, got {[p.name for p in given]}")
+    check_name(name, overwrite=overwrite)
     home = loras_home()
-    taken = installed_loras().get(name)
-    if taken is not None and not overwrite:
-        raise InvalidRequestError(
-            f"a LoRA {name!r} is installed already: {taken}",
-            hint="-y replaces it, or choose another name",
-        )
     target = home / f"{name}{SUFFIX}"
-    if taken is not None and taken != target:
-        raise InvalidRequestError(
-            f"the LoRA {name!r} is a folder, {taken.parent}", hint="move it away, or choose a name"
-        )
     with explained(target):
         home.mkdir(parents=True, exist_ok=True)
     other = home / f"{name}{COMPANION_SUFFIX}"

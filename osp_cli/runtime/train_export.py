@@ -14,7 +14,7 @@ from torch import Tensor
 from osp_cli import __version__
 from osp_cli.events import Event, Notice, Saved
 from osp_cli.hub.hashes import part_hash, weights_hash
-from osp_cli.runtime.lora_install import install
+from osp_cli.hub.lora_install import install
 from osp_cli.train_request import TrainRequest
 from osp_cli.training.dataset.entries import DatasetReport
 from osp_cli.training.export import ExportInfo, write_adapter, write_full

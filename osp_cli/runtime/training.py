@@ -30,12 +30,12 @@ from osp_cli.events import (
     TrainingPlanned,
     TrainStepDone,
 )
+from osp_cli.hub.lora_install import check_name
 from osp_cli.media.files import explained
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
-from osp_cli.runtime.lora_install import check_name
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of

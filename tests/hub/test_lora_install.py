@@ -7,7 +7,7 @@ import os
 import pytest
 
 from osp_cli.errors import InvalidRequestError
-from osp_cli.hub.lora_install import install
+from osp_cli.hub.lora_install import check_name, install
 from osp_cli.loras import find_lora, installed_loras
 
 
@@ -58,7 +58,7 @@ def test_a_name_that_is_taken_is_refused_or_replaced_whole(home, run):
     later = run(companion=False, contents=b"two")
     with pytest.raises(InvalidRequestError, match="'glass' is installed already") as caught:
         install(later, "glass")
-    assert "-y replaces it" in caught.value.hint
+    assert "-y to replace it" in caught.value.hint
     assert (home / "glass.safetensors").read_bytes().startswith(b"one")
     install(later, "glass", overwrite=True)
     assert (home / "glass.safetensors").read_bytes().startswith(b"two")
@@ -79,6 +79,16 @@ def test_a_folder_of_the_name_is_left_alone(home, run):
     (home / "glass" / "adapter_model.safetensors").write_bytes(b"x")
     with pytest.raises(InvalidRequestError, match="is a folder"):
         install(run(), "glass", overwrite=True)
+    assert names(home) == ["glass"]
+
+
+def test_a_name_is_judged_before_there_is_anything_to_install(home, run):
+    check_name("glass", overwrite=False)
+    install(run(), "glass")
+    check_name("glass", overwrite=True)
+    check_name("other", overwrite=False)
+    with pytest.raises(InvalidRequestError, match="'glass' is installed already"):
+        check_name("glass", overwrite=False)
 
 
 def test_a_failure_leaves_what_was_there(home, run, monkeypatch):

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,6 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from osp_cli.errors import InvalidRequestError
+from osp_cli.hub.hashes import weights_hash
+from osp_cli.hub.install import install_local
 from osp_cli.models.layouts import describe
 from osp_cli.models.lora import Strong, attach_loras, fuse_loras, parameter_shapes
 from osp_cli.models.lora_file import read_lora
@@ -335,3 +338,21 @@ def test_half_a_folder_is_none(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="broken"):
         write_full(tmp_path / "tuned", model, INFO)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_model_replaces_what_is_installed_and_keeps_the_rest(
+    tiny_spec, tiny_home, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_home, tmp_path / "home")
+    monkeypatch.setenv("OSP_HOME", str(tmp_path / "home"))
+    installed = tmp_path / "home" / "models" / "tiny"
+    tuned = load_transformer(installed / "transformer")
+    for parameter in tuned.parameters():
+        parameter.data += 0.1
+    expected = {name: value.clone() for name, value in tuned.state_dict().items()}
+    encoder = weights_hash(installed / "text_encoder")
+    folder = write_full(tmp_path / "tuned", tuned, INFO)
+    list(install_local(tiny_spec, folder))
+    again = load_transformer(installed / "transformer").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+    assert weights_hash(installed / "text_encoder") == encoder

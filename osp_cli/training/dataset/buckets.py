@@ -18,15 +18,21 @@ LENGTHS = (1, 17, 33, 49, 81)
 
 @lru_cache(maxsize=64)
 def bucket_sizes(
-    width: int, height: int, multiple_of: int, max_pixels: int = 0
+    width: int,
+    height: int,
+    multiple_of: int,
+    max_pixels: int = 0,
+    own: tuple[tuple[int, int], ...] = (),
 ) -> tuple[tuple[int, int], ...]:
     """All sizes that clips may be cut to, from the tallest to the widest.
 
     Each is a multiple of `multiple_of` on both sides, has at most as many pixels as `width` x
-    `height`, and no side of it could be longer. `width` x `height` is among them.
+    `height`, and no side of it could be longer. `width` x `height` is among them. For each there is
+    the same on its side.
 
     Args:
         max_pixels: of a size, instead of `width * height`; never less than that.
+        own: further sizes, whatever they are: those that the model knows best.
     """
     budget = max(max_pixels, width * height)
     step = multiple_of
@@ -39,7 +45,9 @@ def bucket_sizes(
     shapes = [MAX_ASPECT ** (2 * index / (_NUM_SHAPES - 1) - 1) for index in range(_NUM_SHAPES)]
     within = [size for size in full if max(size) <= MAX_ASPECT * min(size)]
     chosen = {_nearest(within, shape) for shape in shapes} if within else set()
-    return tuple(sorted({*chosen, (width, height)}, key=lambda size: (size[0] / size[1], size)))
+    chosen |= {size[::-1] for size in chosen}
+    every = {*chosen, *own, (width, height)}
+    return tuple(sorted(every, key=lambda size: (size[0] / size[1], size)))
 
 
 def _is_full(size: tuple[int, int], step: int, budget: int) -> bool:
@@ -48,14 +56,14 @@ def _is_full(size: tuple[int, int], step: int, budget: int) -> bool:
 
 
 def _nearest(sizes: Sequence[tuple[int, int]], shape: float) -> tuple[int, int]:
-    """The size whose ratio is nearest to `shape`; the larger one, then the wider one, on a tie."""
+    """The size whose ratio is nearest to `shape`; the larger one on a tie."""
     wanted = math.log(shape)
     return min(
         sizes,
         key=lambda size: (
             round(abs(math.log(size[0] / size[1]) - wanted), 9),
             -size[0] * size[1],
-            -size[0],
+            size,
         ),
     )
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from osp_cli.errors import UnreadableMediaError
 from osp_cli.media.gates import ClipMeasures, measure_clip
 from osp_cli.media.image import load_image
-from osp_cli.media.source_video import SourceVideo, probe_source, read_frames
 from osp_cli.training.dataset.buckets import (
     MAX_ASPECT,
     bucket_frames,
@@ -22,20 +18,16 @@ from osp_cli.training.dataset.buckets import (
     frames_within,
     least_frames,
 )
-from osp_cli.training.dataset.entries import ERROR, WARNING, Entry, Finding, Window
-from osp_cli.training.dataset.folders import frame_files
+from osp_cli.training.dataset.entries import Entry, Finding, Window
+from osp_cli.training.dataset.opening import Facts, Notes, open_entry, shortened
 from osp_cli.training.dataset.settings import CheckSettings
 from osp_cli.training.dataset.windows import (
-    available_frames,
     frame_seconds,
-    part_of,
     window_starts,
 )
 
 # Of a clip that gives no windows, so much is looked at.
 _LOOK_SECONDS = 20.0
-# Files write 15.99 for 16: no frame of ten seconds is shown twice for that.
-_RATE_SLACK = 0.99
 _CAPTION_PIECES = re.compile(r"[⺀-鿿가-힯぀-ヿ]|\w{1,6}|[^\w\s]")
 
 
@@ -58,49 +50,6 @@ class CheckedClip:
     seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Facts:
-    """What a file is.
-
-    Attributes:
-        size: width and height as players show them.
-        available: frames at the rate that is trained at, after the cut.
-        seconds: it lasts, after the cut.
-        fps: of the file; None where it has none of its own.
-        content: SHA-256.
-        start: where the cut begins, in seconds.
-        video: the part to be used; None for pictures.
-    """
-
-    size: tuple[int, int]
-    available: int
-    seconds: float
-    fps: Fraction | None
-    content: str
-    start: float = 0.0
-    video: SourceVideo | None = None
-
-
-@dataclass(slots=True)
-class _Notes:
-    place: str
-    found: list[Finding] = field(default_factory=list)
-
-    def error(self, code: str, message: str, hint: str = "") -> None:
-        self.found.append(
-            Finding(code=code, level=ERROR, place=self.place, message=message, hint=hint)
-        )
-
-    def warning(self, code: str, message: str, hint: str = "") -> None:
-        self.found.append(
-            Finding(code=code, level=WARNING, place=self.place, message=message, hint=hint)
-        )
-
-    @property
-    def has_errors(self) -> bool:
-        return any(finding.level == ERROR for finding in self.found)
-
-
 def check_clip(entry: Entry, settings: CheckSettings, *, blamed: bool = False) -> CheckedClip:
     """Look at an entry and its files; what is wrong with them becomes findings.
 
@@ -110,11 +59,11 @@ def check_clip(entry: Entry, settings: CheckSettings, *, blamed: bool = False) -
     Raises:
         RuntimeFailureError: ffmpeg is missing.
     """
-    notes = _Notes(entry.place)
+    notes = Notes(entry.place)
     if not blamed:
         _check_caption(entry, settings, notes)
     source_content = _check_source(entry, settings, notes)
-    facts = _open(entry, settings, notes)
+    facts = open_entry(entry, settings, notes)
     if facts is None:
         return CheckedClip(findings=tuple(notes.found))
     size = _check_shape(facts, settings, notes)
@@ -158,7 +107,7 @@ def about_tokens(caption: str) -> int:
     return len(_CAPTION_PIECES.findall(caption))
 
 
-def _check_caption(entry: Entry, settings: CheckSettings, notes: _Notes) -> None:
+def _check_caption(entry: Entry, settings: CheckSettings, notes: Notes) -> None:
     if not entry.caption:
         if not settings.allow_empty:
             notes.error(
@@ -177,7 +126,7 @@ def _check_caption(entry: Entry, settings: CheckSettings, notes: _Notes) -> None
         )
 
 
-def _check_source(entry: Entry, settings: CheckSettings, notes: _Notes) -> str:
+def _check_source(entry: Entry, settings: CheckSettings, notes: Notes) -> str:
     """SHA-256 of the picture that the clip follows from, empty where none is used."""
     if not settings.uses_sources:
         return ""
@@ -199,136 +148,7 @@ def _check_source(entry: Entry, settings: CheckSettings, notes: _Notes) -> str:
         return ""
 
 
-def _open(entry: Entry, settings: CheckSettings, notes: _Notes) -> _Facts | None:
-    """Open the file; None where nothing more can be said about it."""
-    if not entry.path.exists():
-        notes.error("missing-file", f"{entry.path.name} does not exist")
-        return None
-    if entry.kind == "image" and settings.mode != "t2v":
-        notes.error(
-            "needs-video",
-            f"a picture does not move, and --mode {settings.mode} learns from what does",
-            "pictures are for --mode t2v",
-        )
-        return None
-    reader: Callable[[Entry, CheckSettings, _Notes], _Facts | None] = {
-        "video": _open_video,
-        "image": _open_image,
-        "frames": _open_frames,
-    }[entry.kind]
-    try:
-        return reader(entry, settings, notes)
-    except UnreadableMediaError as error:
-        lacks = error.message.removeprefix(str(entry.path)).startswith(" holds no video")
-        code = "no-video-stream" if lacks else "unreadable"
-        notes.error(code, _shortened(error.message, entry.path), error.hint or "")
-    except OSError as error:
-        notes.error("unreadable", f"it cannot be read ({error.strerror})")
-    return None
-
-
-def _shortened(message: str, path: Path) -> str:
-    """A sentence without the path, which is told beside it."""
-    return "it" + rest if (rest := message.removeprefix(str(path))) != message else message
-
-
-def _open_video(entry: Entry, settings: CheckSettings, notes: _Notes) -> _Facts | None:
-    source = probe_source(entry.path)
-    if cut_short := next((each for each in source.notices if " is cut short: " in each), ""):
-        notes.error("unreadable", cut_short, "copy or download it again")
-        return None
-    start, end = entry.cut or (0.0, source.duration)
-    if start >= source.duration:
-        notes.error("too-short", f"lasts {source.duration:.2f} s, its cut begins at {start:.2f} s")
-        return None
-    part = part_of(source, start, end)
-    _decode(part)
-    if source.is_variable:
-        way = (
-            f"every {settings.stride}. frame is counted at {float(source.fps):.2f} fps on average"
-            if settings.stride
-            else "frames are taken by their times"
-        )
-        notes.warning("vfr", f"its frame rate varies: {way}")
-    if source.rotation:
-        notes.warning("rotated", f"is turned by {source.rotation} degrees: it is used upright")
-    if source.bit_depth > 8:
-        notes.warning("hdr", f"{source.bit_depth}-bit colours are rounded to 8 bits")
-    if settings.stride is None and source.fps < settings.fps * _RATE_SLACK:
-        notes.error(
-            "low-fps",
-            f"{float(source.fps):.2f} fps, trained at {settings.fps}: frames would be shown twice",
-            "--stride 1 takes frames as they are, --fps trains at another rate",
-        )
-    return _Facts(
-        size=(source.width, source.height),
-        available=available_frames(part, settings.fps, settings.stride),
-        seconds=part.duration,
-        fps=source.fps,
-        content=source.sha256,
-        start=start,
-        video=part,
-    )
-
-
-def _decode(part: SourceVideo) -> None:
-    """Decode the middle and the end; probing has decoded the beginning.
-
-    Raises:
-        UnreadableMediaError: they cannot be.
-    """
-    total = part.num_frames_at(part.fps)
-    # A decoder may lose its last pictures, and reading does without half a second of them.
-    near_end = max(0, total - 1 - math.ceil(part.fps))
-    for _ in read_frames(part, (16, 16), part.fps, start_frame=total // 2, num_frames=1):
-        pass
-    for _ in read_frames(part, (16, 16), part.fps, start_frame=near_end):
-        pass
-
-
-def _open_image(entry: Entry, settings: CheckSettings, notes: _Notes) -> _Facts:
-    loaded = load_image(entry.path)
-    return _Facts(loaded.image.size, 1, 0.0, None, loaded.sha256)
-
-
-def _open_frames(entry: Entry, settings: CheckSettings, notes: _Notes) -> _Facts | None:
-    paths = frame_files(entry.path)
-    if not paths:
-        notes.error("no-video-stream", "there are no pictures in the folder")
-        return None
-    digests = []
-    for path in paths:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    looked_at = dict.fromkeys((paths[0], paths[len(paths) // 2], paths[-1]))
-    sizes = {path: load_image(path).image.size for path in looked_at}
-    first = sizes[paths[0]]
-    if other := next((path for path, size in sizes.items() if size != first), None):
-        width, height = sizes[other]
-        notes.error(
-            "unreadable",
-            f"{other.name} is {width}x{height}, {paths[0].name} is {first[0]}x{first[1]}",
-        )
-        return None
-    if entry.cut is not None:
-        begin, end = (round(seconds * settings.fps) for seconds in entry.cut)
-        if begin >= len(paths):
-            notes.error("too-short", f"{len(paths)} pictures, its cut begins at {begin}")
-            return None
-    else:
-        begin, end = 0, len(paths)
-    count = min(end, len(paths)) - begin
-    return _Facts(
-        size=first,
-        available=(count - 1) // (settings.stride or 1) + 1,
-        seconds=count / settings.fps,
-        fps=None,
-        content=hashlib.sha256("\n".join(digests).encode()).hexdigest(),
-        start=begin / settings.fps,
-    )
-
-
-def _check_shape(facts: _Facts, settings: CheckSettings, notes: _Notes) -> tuple[int, int] | None:
+def _check_shape(facts: Facts, settings: CheckSettings, notes: Notes) -> tuple[int, int] | None:
     """The bucket of a clip's shape."""
     width, height = facts.size
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -353,18 +173,17 @@ def _check_shape(facts: _Facts, settings: CheckSettings, notes: _Notes) -> tuple
 
 def _check_length(
     entry: Entry,
-    facts: _Facts,
+    facts: Facts,
     settings: CheckSettings,
     size: tuple[int, int] | None,
-    notes: _Notes,
+    notes: Notes,
 ) -> int | None:
     """How many frames its windows have."""
     if entry.kind == "image":
         return 1
     longest = settings.longest
     if size is not None:
-        budget = max(settings.max_pixels, settings.width * settings.height)
-        longest = frames_within(size, longest, budget)
+        longest = frames_within(size, longest, settings.max_pixels)
     num_frames = bucket_frames(facts.available, longest, bucket=settings.bucket)
     if num_frames is not None:
         return num_frames
@@ -384,18 +203,20 @@ def _check_length(
 
 
 def _check_pictures(
-    facts: _Facts, windows: tuple[Window, ...], settings: CheckSettings, notes: _Notes
+    facts: Facts, windows: tuple[Window, ...], settings: CheckSettings, notes: Notes
 ) -> None:
     """Warn of what stands still, is dark, or is two clips, in the parts that are used."""
     assert facts.video is not None
     step = frame_seconds(facts.fps, settings.fps, settings.stride)
-    spans = [(w.start - facts.start, ((w.num_frames - 1) * step)) for w in windows]
+    if settings.longest == 1:  # one frame neither stands still nor changes
+        return
+    spans = [(w.start - facts.start, (w.num_frames - 1) * step) for w in windows]
     told: set[str] = set()
     for start, seconds in spans or [(0.0, min(facts.seconds, _LOOK_SECONDS))]:
         try:
-            found = measure_clip(facts.video, start, max(seconds, 0.1))
+            found = measure_clip(facts.video, start, seconds)
         except UnreadableMediaError as error:
-            notes.error("unreadable", _shortened(error.message, facts.video.path))
+            notes.error("unreadable", shortened(error.message, facts.video.path))
             return
         where = f" in the part from {facts.start + start:.1f} s" if len(spans) > 1 else ""
         for is_so, code, message in _gates(found):

@@ -101,8 +101,8 @@ class Draft:
         )
 
 
-class BadPathError(ValueError):
-    """A path in a list that names no file of the dataset."""
+class BadRowError(ValueError):
+    """A row of a list that cannot be used, with the code of the finding."""
 
     def __init__(self, code: str, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -117,18 +117,20 @@ def inside(root: Path, name: object) -> Path:
     people lay out collections with them, and so does the hub's own cache.
 
     Raises:
-        BadPathError: it is no path, or leaves the folder.
+        BadRowError: it is no path, or leaves the folder.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise BadPathError("bad-row", f"{name!r} is no path of a file")
+        raise BadRowError("bad-row", f"{name!r} is no path of a file")
     name = name.strip()
     if _ADDRESS.match(name):
-        raise BadPathError("bad-row", f"{name} is an address", "fetch the clips first")
+        raise BadRowError("bad-row", f"{name} is an address", "fetch the clips first")
     top = os.path.normpath(root.absolute())
     # Cleared of `..` as text, and opened so: what was checked is what is read.
     path = os.path.normpath(Path(top) / name)
-    if os.path.commonpath([top]) != _common(top, path):
-        raise BadPathError(
+    if path == top:
+        raise BadRowError("bad-row", f"{name} is the dataset itself")
+    if _common(top, path) != top:
+        raise BadRowError(
             "outside-root",
             f"{name} is outside of the dataset",
             f"lists name files below {root}: put it there, or a link to it",

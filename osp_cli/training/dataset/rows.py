@@ -14,7 +14,7 @@ from typing import Any
 from osp_cli.errors import InvalidRequestError
 from osp_cli.training.dataset.entries import Entry
 from osp_cli.training.dataset.listing import (
-    BadPathError,
+    BadRowError,
     Draft,
     inside,
     is_clean,
@@ -58,8 +58,11 @@ def add_rows(draft: Draft, path: Path, *, root: Path | None = None, repeats: int
     """
     root = path.parent if root is None else root
     name = draft.place(path)
-    for line, row in read_rows(path):
-        place = f"{name}:{line}"
+    above = 0
+    for item, (line, row) in enumerate(read_rows(path), 1):
+        # Programs write arrays without line breaks.
+        place = f"{name}:{line}" + (f", item {item}" if line == above else "")
+        above = line
         if isinstance(row, str):
             draft.bad_row(place, row)
         else:
@@ -84,7 +87,7 @@ def add_row(
         source = None if pictured is None else inside(root, pictured)
         cut = _cut(row)
         repeats = _repeats(row, repeats)
-    except BadPathError as error:
+    except BadRowError as error:
         draft.bad_row(place, error.message, error.hint, code=error.code)
         return
     caption = None if caption_name is None else _caption(draft, row[caption_name], place)
@@ -200,26 +203,33 @@ def _cut(row: Mapping[str, Any]) -> tuple[float, float] | None:
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
-        except ValueError:
-            raise BadPathError("bad-row", f"cut is [start, end], got {value!r:.60}") from None
+        except (ValueError, RecursionError):
+            raise BadRowError("bad-row", f"cut is [start, end], got {value!r:.60}") from None
     if value in (None, "", []):
         return None
-    numbers = value if isinstance(value, list) else []
-    if len(numbers) != 2 or not all(_is_number(number) for number in numbers):
-        raise BadPathError("bad-row", f"cut is [start, end], got {value!r:.60}")
-    start, end = float(numbers[0]), float(numbers[1])
+    numbers = [_number(each) for each in value] if isinstance(value, list) else []
+    start, end = numbers if len(numbers) == 2 else (None, None)
+    if start is None or end is None:
+        raise BadRowError("bad-row", f"cut is [start, end], got {value!r:.60}")
     if "cap" in row:
-        fps = row.get("fps")
-        if not _is_number(fps) or not float(fps) > 0:
-            raise BadPathError("bad-row", "cut counts frames here, and no fps tells their rate")
-        start, end = start / float(fps), end / float(fps)
+        fps = _number(row.get("fps"))
+        if fps is None or fps <= 0:
+            raise BadRowError("bad-row", "cut counts frames here, and no fps tells their rate")
+        start, end = start / fps, end / fps
     if not 0 <= start < end:
-        raise BadPathError("bad-row", f"cut ends before it begins: {value!r:.60}")
+        raise BadRowError("bad-row", f"cut ends before it begins: {value!r:.60}")
     return start, end
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _number(value: object) -> float | None:
+    """A finite number, which tables hold as a text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _repeats(row: Mapping[str, Any], default: int) -> int:
@@ -228,7 +238,7 @@ def _repeats(row: Mapping[str, Any], default: int) -> int:
         return default
     text = str(value)
     if not re.fullmatch(r"\d{1,5}", text) or not 1 <= int(text) <= _MAX_REPEATS:
-        raise BadPathError("bad-row", f"repeats are 1 to {_MAX_REPEATS}, got {value!r:.60}")
+        raise BadRowError("bad-row", f"repeats are 1 to {_MAX_REPEATS}, got {value!r:.60}")
     return int(text)
 
 
@@ -270,6 +280,8 @@ def _array(text: str) -> _Rows:
                 at = _after(re.compile(r"\s*:\s*"), text, at)
                 named = {"file_name": name}
             row, at = decoder.raw_decode(text, at)
+            if named and isinstance(row, str):
+                row = {"caption": row}
         except (ValueError, RecursionError) as error:
             yield line, f"not JSON from here on: {error}"
             return

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from osp_cli.registry import ModelSpec
 from osp_cli.train_request import TrainRequest
 from osp_cli.training.dataset.buckets import bucket_sizes
+
+# The built-in model's square has 8 % more pixels than its 448x256; a card's next size has twice.
+_LIKE = 1.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,8 @@ class CheckSettings:
         allow_empty: clips may come without a caption.
         allow_upscale: clips may be smaller than their bucket.
         seed: of the places of windows.
-        max_pixels: of a bucket; 0 for as many as `width` x `height` has.
+        own_sizes: of the model's card, where `width` x `height` is one of them: those of about as
+            many pixels stand for one another. Any other size is its own measure.
         condition: of `train_request.CONDITIONS`: `source` wants a picture beside every clip.
     """
 
@@ -46,7 +49,7 @@ class CheckSettings:
     allow_empty: bool = False
     allow_upscale: bool = False
     seed: int = 42
-    max_pixels: int = 0
+    own_sizes: tuple[tuple[int, int], ...] = ()
     condition: str = "auto"
 
     @classmethod
@@ -68,7 +71,7 @@ class CheckSettings:
             allow_empty=request.allow_empty,
             allow_upscale=request.allow_upscale,
             seed=request.seed,
-            max_pixels=_bucket_pixels(spec, (request.width, request.height)),
+            own_sizes=_like((request.width, request.height), spec.sizes),
             condition=request.condition,
         )
 
@@ -77,7 +80,14 @@ class CheckSettings:
         """All that clips may be cut to."""
         if not self.bucket:
             return ((self.width, self.height),)
-        return bucket_sizes(self.width, self.height, self.multiple_of, self.max_pixels)
+        return bucket_sizes(
+            self.width, self.height, self.multiple_of, self.max_pixels, self.own_sizes
+        )
+
+    @property
+    def max_pixels(self) -> int:
+        """Of the largest bucket."""
+        return max(width * height for width, height in (*self.own_sizes, (self.width, self.height)))
 
     @property
     def longest(self) -> int:
@@ -90,12 +100,10 @@ class CheckSettings:
         return self.mode != "t2v" and self.condition in ("auto", "source")
 
 
-def _bucket_pixels(spec: ModelSpec, size: tuple[int, int]) -> int:
-    """Pixels of the largest bucket.
-
-    A card's own sizes stand for one another, so whoever asks for one of them may get any; another
-    size is its own measure.
-    """
-    if size not in spec.sizes:
-        return 0
-    return min(spec.max_pixels, max(width * height for width, height in spec.sizes))
+def _like(
+    asked: tuple[int, int], sizes: tuple[tuple[int, int], ...]
+) -> tuple[tuple[int, int], ...]:
+    """Sizes of a card of about as many pixels as the one that is asked for; none for others."""
+    pixels = asked[0] * asked[1]
+    like = [size for size in sizes if 1 / _LIKE < size[0] * size[1] / pixels < _LIKE]
+    return tuple(like) if asked in sizes else ()
