@@ -12,7 +12,6 @@ what was rounded already.
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -114,12 +113,19 @@ def prepare_base(
     return prepared
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that were taken so far: of the device, on the CPU of the process."""
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were taken so far: of the device, on the CPU of the process.
+
+    None where the system does not tell.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
