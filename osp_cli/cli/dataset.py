@@ -1,4 +1,4 @@
-"""`osp dataset`: build a dataset of styled clips."""
+"""`osp dataset`: build a dataset of styled clips, or look at one that is to be trained on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from osp_cli.cli import console
+from osp_cli.cli import console, dataset_check
 from osp_cli.cli.options import DebugOpt, DeviceOpt, DryRunOpt, FpsOpt, JsonOpt, QuietOpt, SizeOpt
 from osp_cli.dials import number, prompt_text, whole_number
 from osp_cli.errors import InvalidRequestError, OspError
@@ -43,12 +43,13 @@ _STAGES = {
     "done": "animated",
 }
 
-dataset = typer.Typer(rich_markup_mode=None, help="Build a dataset for osp train-lora.")
+dataset = typer.Typer(rich_markup_mode=None)
+dataset.command(epilog=dataset_check.EXAMPLES)(dataset_check.check)
 
 
 @dataset.callback()
 def about() -> None:
-    """Build a dataset for osp train-lora."""
+    """Build a dataset for osp train-lora, or check one."""
 
 
 @dataset.command(epilog=EXAMPLES)

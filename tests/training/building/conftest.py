@@ -16,6 +16,8 @@ from osp_cli.training.building.settings import BuildSettings, Style, settle_fold
 from osp_cli.training.building.sources import captions_for, find_sources
 from osp_cli.training.building.stages import Build, check_files
 
+# One of each kind, and one that is not taken.
+FEW = ("fox.mp4", "short.mp4", "tree.png")
 SIZE = (96, 64)
 STYLES = (Style("ink", "Ink Painting", "paint it in ink"), Style("oil", "Oil Painting", "in oil"))
 GATES = GateSettings(min_seconds=0.5, max_seconds=3.0, min_side=64)
@@ -133,8 +135,24 @@ def bench(tmp_path, clips):
     """Makes a build of all clips, or of some."""
 
     def make(name: str = "out", *words: str, settings: BuildSettings = SETTINGS) -> Bench:
+        words = FEW if words == ("few",) else words
         chosen = [str(clips / word) for word in words] or [str(clips)]
         return Bench(tmp_path / name, chosen, settings)
 
     make.painter, make.mover = Painter, Mover
     return make
+
+
+@pytest.fixture(scope="session")
+def styles():
+    """Two of them."""
+    return STYLES
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, clips):
+    """What a build without any trouble leaves of a few sources, first tries failing."""
+    words = [str(clips / name) for name in FEW]
+    build = Bench(tmp_path_factory.mktemp("whole") / "out", words)
+    build.run(Painter(1), Mover(1))
+    return build.files()

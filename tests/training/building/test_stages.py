@@ -19,12 +19,10 @@ from osp_cli.training.building.settings import keep_settings, settle_folder
 from osp_cli.training.building.sources import find_sources
 from osp_cli.training.building.stages import check_files, forget
 
-from .conftest import STYLES, Bench, Mover, Painter
 
-
-def test_every_source_is_there_in_every_style_or_with_its_reason(bench, clips):
+def test_every_source_is_there_in_every_style_or_with_its_reason(bench, clips, styles):
     build = bench()
-    build.run(styles=STYLES)
+    build.run(styles=styles)
     rows = build.rows()
     assert len(rows) == 5 * 2
     for name in ("fox", "sea", "tree"):
@@ -56,18 +54,18 @@ def test_the_keyframe_is_the_middle_picture(bench, clips):
     assert int(np.argmin(distances)) == len(frames) // 2
 
 
-def test_styles_share_the_picture_before_they_are_painted(bench):
+def test_styles_share_the_picture_before_they_are_painted(bench, styles):
     build = bench("out", "fox.mp4")
-    build.run(styles=STYLES)
+    build.run(styles=styles)
     rows = build.rows()
     assert rows["fox", "ink"]["source"] == rows["fox", "oil"]["source"]
     assert rows["fox", "ink"]["seed"] != rows["fox", "oil"]["seed"]
 
 
-def test_engines_are_told_what_they_need(bench):
+def test_engines_are_told_what_they_need(bench, styles):
     build = bench("out", "fox.mp4", settings=replace(bench().settings, prompt="it runs"))
     painter, mover = bench.painter(), bench.mover()
-    build.run(painter, mover, STYLES)
+    build.run(painter, mover, styles)
     rows = build.rows()
     assert [call[:2] for call in painter.calls] == [("ink", "paint it in ink"), ("oil", "in oil")]
     assert [call[:2] for call in mover.calls] == [("ink", "it runs"), ("oil", "it runs")]
@@ -77,10 +75,10 @@ def test_engines_are_told_what_they_need(bench):
     assert rows["fox", "ink"]["animator"]["name"] == "mover"
 
 
-def test_captions_name_the_style(bench):
+def test_captions_name_the_style(bench, styles):
     settings = replace(bench().settings, caption="{caption}, {style} style")
     build = bench("out", "fox.mp4", settings=settings)
-    build.run(styles=STYLES)
+    build.run(styles=styles)
     assert [row["caption"] for row in build.rows().values()] == [
         "a fox, the camera pans left, Ink Painting style",
         "a fox, the camera pans left, Oil Painting style",
@@ -167,19 +165,6 @@ def test_a_size_of_its_own_shape_is_chosen_for_each_source(bench, clips, tmp_pat
 # --- Going on ---------------------------------------------------------------------------------
 
 
-# One of each kind, and one that is not taken.
-FEW = ("fox.mp4", "short.mp4", "tree.png")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, clips):
-    """What a build without any trouble leaves, first tries failing."""
-    words = [str(clips / name) for name in FEW]
-    build = Bench(tmp_path_factory.mktemp("whole") / "out", words)
-    build.run(Painter(1), Mover(1))
-    return build.files()
-
-
 class Crash(Exception):
     pass
 
@@ -196,7 +181,7 @@ class Crash(Exception):
     ],
 )
 def test_a_crash_anywhere_leaves_no_trace(bench, whole, monkeypatch, place, call):
-    build = bench("out", *FEW)
+    build = bench("out", "few")
     painter, mover = bench.painter(1), bench.mover(1)
     genuine, calls = getattr(stages, place), []
 
@@ -216,7 +201,7 @@ def test_a_crash_anywhere_leaves_no_trace(bench, whole, monkeypatch, place, call
 
 
 def test_going_on_does_nothing_twice(bench, whole):
-    build = bench("out", *FEW)
+    build = bench("out", "few")
     painter, mover = bench.painter(1), bench.mover(1)
     build.run(painter, mover)
     counts = len(painter.calls), len(mover.calls)
@@ -226,7 +211,7 @@ def test_going_on_does_nothing_twice(bench, whole):
 
 
 def test_a_signal_ends_after_the_item_and_the_rest_comes_later(bench, whole):
-    build = bench("out", *FEW)
+    build = bench("out", "few")
     painter, mover = bench.painter(1), bench.mover(1)
     genuine = mover.animate
 
@@ -245,11 +230,11 @@ def test_a_signal_ends_after_the_item_and_the_rest_comes_later(bench, whole):
     assert build.files() == whole
 
 
-def test_a_style_may_come_later(bench):
+def test_a_style_may_come_later(bench, styles):
     build = bench("out", "fox.mp4", "short.mp4")
     build.run()
     first = build.files()
-    build.run(styles=STYLES)
+    build.run(styles=styles)
     rows = build.rows()
     assert len(rows) == 4 and rows["fox", "oil"]["stage"] == "done"
     later = build.files()
@@ -259,7 +244,7 @@ def test_a_style_may_come_later(bench):
 @pytest.mark.parametrize("kind", ["source", "keyframe", "video"])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_files_that_are_gone_are_made_again(bench, whole, kind, damage):
-    build = bench("out", *FEW)
+    build = bench("out", "few")
     painter, mover = bench.painter(1), bench.mover(1)
     build.run(painter, mover)
     path = build.folder / build.rows()["tree", "ink"][kind]
