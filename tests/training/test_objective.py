@@ -128,9 +128,7 @@ def test_levels_come_from_draws_as_recorded(kind, shifted):
     tensors = load_file(GOLDEN / "training.safetensors")
     shift = dynamic_shift(*tensors["latents"].shape[3:]) if shifted else 1.0
     sigmas = shift_sigmas(torch.sigmoid(tensors[f"sigma_sampling.{kind}.draw"]), shift)
-    torch.testing.assert_close(
-        sigmas, tensors[f"sigma_sampling.{kind}.sigmas"], atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(sigmas, tensors[f"sigma_sampling.{kind}.sigmas"], atol=1e-6, rtol=0)
 
 
 # --- The equation -----------------------------------------------------------------------------
