@@ -19,6 +19,7 @@ from typing import Any
 
 from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.models.lora_targets import Geometry, count_parameters
+from osp_cli.models.safetensors_header import read_header
 from osp_cli.runtime.activations import activations, clip_encoding, reading
 from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.sizes import PartSize, TransformerShape, part_sizes, transformer_shape
@@ -294,7 +295,7 @@ class _Planner:
         return HOST_BYTES + 10**9 + max(waiting + made, copied)
 
     def _count_trained(self) -> int:
-        request, sizes = self.request, self.sizes
+        request = self.request
         count = self.transformer.parameters if request.full else 0
         if not request.full:
             shape = self.shape
@@ -302,14 +303,19 @@ class _Planner:
             geometry = Geometry(shape.layers, shape.width, shape.ffn, image)
             count = count_parameters(geometry, request.targets, request.rank)
         if request.train_adapter:
-            count += self._adapter_parameters(sizes)
+            count += sum(map(self._numbers_in, ("adapter", "image_adapter")))
         return count
 
-    def _adapter_parameters(self, sizes: Mapping[str, PartSize]) -> int:
-        card = self.spec.architecture
-        if card is not None:
-            return sum(card.parameters.get(name, 0) for name in ("adapter", "image_adapter"))
-        return 0
+    def _numbers_in(self, part: str) -> int:
+        """Numbers of a folder of the weights, by its files, else by the card."""
+        if self.weights is None:
+            card = self.spec.architecture
+            return 0 if card is None else card.parameters.get(part, 0)
+        return sum(
+            entry.count
+            for path in (self.weights / part).glob("*.safetensors")
+            for entry in read_header(path).entries.values()
+        )
 
     def plan(self, way: _Way) -> TrainPlan:
         """The plan of one way."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.registry import find_model
@@ -357,3 +360,35 @@ def test_a_plan_needs_a_shape():
 def test_the_planner_loads_nothing(monkeypatch):
     monkeypatch.setattr(torch, "empty", None)
     assert planned(80).as_json()["expected_parts"]["weights"] > 28 * GB
+
+
+def test_adapters_of_the_conditioner_are_counted_where_they_are_trained():
+    assert planned(80, train_adapter=True).trained_parameters == (
+        planned(80).trained_parameters + 31465472
+    )
+    weights = find_model("osp-mini").find_weights()
+    small = {"model": "osp-mini", "width": 448, "height": 256, "kind": "cpu", "weights": weights}
+    count = sum(
+        tensor.numel()
+        for part in ("adapter", "image_adapter")
+        for path in (weights / part).glob("*.safetensors")
+        for tensor in load_file(path).values()
+    )
+    assert count > 0
+    alone, both = planned(8, **small), planned(8, **small, train_adapter=True)
+    assert both.trained_parameters == alone.trained_parameters + count
+
+
+def test_this_machine_is_looked_at_where_none_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("OSP_HOME", str(tmp_path))
+    request = request_of(
+        "osp-mini", width=448, height=256, device="cpu", max_steps=10, output=tmp_path / "run"
+    )
+    plan = plan_training(request, report_of(*[((448, 256), 17)] * 3))
+    assert plan.device == "cpu"
+    assert plan.steps == 10
+    assert plan.expected_seconds > 0
+    assert 0 < plan.device_bytes < 1 << 62
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10))
+    with pytest.raises(WontFitError, match="of the disk"):
+        plan_training(request, report_of(*[((448, 256), 17)] * 3))
