@@ -22,6 +22,8 @@ from osp_cli.errors import InvalidRequestError
 from osp_cli.toml_files import line_of, read_toml
 
 COMMANDS = ("generate", "stylize", "extend")
+# Its table has keys of its own.
+TRAINING = "train-lora"
 LOCAL_CONFIG = Path("osp.toml")
 
 # Every dial's own, and those that are read elsewhere.
@@ -106,6 +108,7 @@ def read_config(path: Path, command: str, called: str | None = None) -> dict[str
     called = called or str(path)
     text, tables = read_toml(path, called)
     own = {name: tables.pop(name) for name in COMMANDS if isinstance(tables.get(name), dict)}
+    training = tables.pop(TRAINING, {}) if isinstance(tables.get(TRAINING), dict) else {}
     values: dict[str, Any] = {}
     # All of it is read, so that a mistake in another command's table shows early too.
     for table, entries in {"": tables, **own}.items():
@@ -115,7 +118,13 @@ def read_config(path: Path, command: str, called: str | None = None) -> dict[str
             values = {name: values[name] for name in values.keys() - {"num_frames", "seconds"}}
         if table in ("", command):
             values.update(found)
-    return values
+    return values if command != TRAINING else _of_training(values, training, called)
+
+
+def _of_training(values: dict[str, Any], table: dict[str, Any], called: str) -> dict[str, Any]:
+    from osp_cli.train_settings import read_training_table, shared_values
+
+    return shared_values(values) | read_training_table(table, f"{called} [{TRAINING}]")
 
 
 def _file_layer(command: str, called: str, path: Path) -> Layer:

@@ -272,6 +272,42 @@ class DatasetChecked(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ItemBuilt(Event):
+    """Item `item` of `num_items` (counted from 1) has reached a stage of a dataset's making.
+
+    Attributes:
+        stage: `gated`, `keyframed`, `stylised` or `done`.
+        id: of the row in the manifest.
+        accepted: whether it goes on from there.
+        reason: why not; None where it does.
+        seconds: that it took.
+    """
+
+    type: ClassVar[str] = "built"
+    stage: str
+    item: int
+    num_items: int
+    id: str
+    accepted: bool
+    reason: str | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetBuilt(Event):
+    """A dataset is built: `path` is its manifest, with `num_clips` clips to train on.
+
+    `num_rejected` rows were given up; `num_rows` are there in all.
+    """
+
+    type: ClassVar[str] = "dataset_built"
+    path: Path
+    num_clips: int
+    num_rejected: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingPlanned(Event):
     """The training run is planned; nothing has been loaded yet."""
 
@@ -298,8 +334,8 @@ class TrainStepDone(Event):
     """Step `step` of `num_steps` (counted from 1) is done.
 
     Attributes:
-        loss: mean over its samples.
-        grad_norm: before clipping.
+        loss: mean over its samples; None where it was not finite.
+        grad_norm: before clipping, likewise.
         learning_rate: of this step.
         seconds: that it took.
         skipped: loss or gradient were not finite, so nothing was changed.
@@ -308,8 +344,8 @@ class TrainStepDone(Event):
     type: ClassVar[str] = "train"
     step: int
     num_steps: int
-    loss: float
-    grad_norm: float
+    loss: float | None
+    grad_norm: float | None
     learning_rate: float
     seconds: float
     skipped: bool = False

@@ -11,6 +11,8 @@ from osp_cli.errors import InvalidRequestError
 from osp_cli.registry import nearest, weights_home
 
 SUFFIX = ".safetensors"
+# Whole weights that were trained with a LoRA, and are loaded with it; no LoRA themselves.
+COMPANION_SUFFIX = f".adapter{SUFFIX}"
 # Files that hold more than tensors, and may run code when they are read carelessly.
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -25,7 +27,7 @@ def installed_loras() -> dict[str, Path]:
     found = {}
     home = loras_home()
     for path in sorted(home.iterdir()) if home.is_dir() else ():
-        if path.suffix.lower() == SUFFIX and path.is_file():
+        if path.suffix.lower() == SUFFIX and path.is_file() and not is_companion(path):
             found[path.stem] = path
         elif path.is_dir() and (file := _only_file(path)) is not None:
             found.setdefault(path.name, file)
@@ -69,6 +71,11 @@ def find_lora(name: str) -> Path:
     )
 
 
+def is_companion(path: Path) -> bool:
+    """Whether a file is called as those that belong to a LoRA: `NAME.adapter.safetensors`."""
+    return path.name.lower().endswith(COMPANION_SUFFIX)
+
+
 def name_in_recipe(name: str) -> str:
     """What a recipe calls a LoRA: nothing of the folder it lies in, which is the user's business.
 
@@ -90,5 +97,5 @@ def _checked(path: Path) -> Path:
 
 
 def _only_file(folder: Path) -> Path | None:
-    files = sorted(folder.glob(f"*{SUFFIX}"))
+    files = sorted(path for path in folder.glob(f"*{SUFFIX}") if not is_companion(path))
     return files[0] if len(files) == 1 else None

@@ -312,13 +312,15 @@ def _lora_styles() -> dict[str, StylePreset]:
 def _lora_style(installed: str, path: Path, _changed: int, _size: int) -> StylePreset | None:
     """The style that a LoRA says it is.
 
-    Our own trainer writes `osp_trigger`, the words that call it up, and `osp_style`, a name or a
-    JSON object with `name`, `title` and `description`; others write `modelspec.trigger_phrase`
-    (Stability AI's model metadata standard) beside `modelspec.title` and `modelspec.description`.
+    Our own trainer writes `osp.trigger`, the words that call it up, and `osp.style`, a name or a
+    JSON object with `name`, `title` and `description`, both once with `_` for the dot; others write
+    `modelspec.trigger_phrase` (Stability AI's model metadata standard) beside `modelspec.title` and
+    `modelspec.description`.
     """
-    told = _metadata(path)
-    trigger = told.get("osp_trigger") or told.get("modelspec.trigger_phrase") or ""
-    style = _style_object(told.get("osp_style", ""))
+    told = lora_metadata(path)
+    triggers = ("osp.trigger", "osp_trigger", "modelspec.trigger_phrase")
+    trigger = next((told[key] for key in triggers if told.get(key)), "")
+    style = _style_object(told.get("osp.style") or told.get("osp_style", ""))
     if not trigger and not style:
         return None
     names = [_spelled(style.get("name", "")), _spelled(installed)]
@@ -355,7 +357,7 @@ def _style_object(text: str) -> dict[str, str]:
     return {"name": text} if text else {}
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def lora_metadata(path: Path) -> dict[str, str]:
     """The texts in the header of a safetensors file; none where it is damaged.
 
     Whoever uses the LoRA is told what is wrong with it.

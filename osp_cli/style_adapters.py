@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from osp_cli.dials import LoraChoice, Loras
 from osp_cli.errors import InvalidRequestError
 from osp_cli.loras import SUFFIX, find_lora, installed_loras, loras_home, name_in_recipe
+from osp_cli.own_styles import lora_metadata
 from osp_cli.registry import StylePreset
 from osp_cli.style_mix import StyleMix, mean_weight
 
@@ -76,6 +78,13 @@ def adapter_path(preset: StylePreset) -> str | None:
         if name in installed:
             return str(installed[name])
     return None
+
+
+def trained_from(path: str) -> dict[str, str]:
+    """What an adapter of our own trainer says: its base, its steps and the file beside it."""
+    told = lora_metadata(Path(path))
+    keys = {"base": "osp.base_id", "steps": "osp.steps", "companion": "osp.companion"}
+    return {what: told[key] for what, key in keys.items() if told.get(key)}
 
 
 def _of_recipe(recipe: Mapping[str, Any], style: str) -> list[LoraChoice]:

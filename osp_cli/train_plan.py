@@ -18,10 +18,16 @@ class TrainPlan:
         num_windows, num_tokens: samples of an epoch, and the longest one's length.
         steps, epochs, batch: optimiser steps in all; samples in each.
         processes, context_parallel: how many share a step, and how many of them one sample.
+        sharded: weights and optimiser are shared out among processes; otherwise each has all.
         grad_checkpoint, swap_blocks, offload_activations: settled.
+        encode_tiling, sample_tiling: clips are encoded, samples are decoded in tiles.
+        streamed: parts that reach the device piece by piece while clips are encoded.
         weights_bytes: of the base on the device.
         expected_peak_bytes: of the device's memory.
-        expected_parts: the same by what takes it: weights, activations, adapter, optimizer...
+        expected_parts: what takes it while it is trained: weights, adapter (and its gradients),
+            optimizer, inputs (of blocks), block (what one keeps), rest.
+        expected_stage_bytes: peaks of `encode` (clips and captions), `train` and `samples`; the
+            highest is `expected_peak_bytes`.
         expected_ram_bytes: of the host's.
         device_bytes: that are free; None where nobody looked.
         cache_bytes: of encoded clips on the disk, at most; `checkpoint_bytes` of one checkpoint.
@@ -45,12 +51,17 @@ class TrainPlan:
     batch: int
     processes: int = 1
     context_parallel: int = 1
+    sharded: bool = False
     grad_checkpoint: bool = True
     swap_blocks: int = 0
     offload_activations: bool = False
+    encode_tiling: bool = False
+    sample_tiling: bool = False
+    streamed: tuple[str, ...] = ()
     weights_bytes: int = 0
     expected_peak_bytes: int = 0
     expected_parts: dict[str, int] = field(default_factory=dict)
+    expected_stage_bytes: dict[str, int] = field(default_factory=dict)
     expected_ram_bytes: int = 0
     device_bytes: int | None = None
     cache_bytes: int = 0

@@ -62,6 +62,9 @@ class TrainRequest:
         cutoff: range of the Fourier cutoff percentile.
         timesteps: how noise levels are drawn.
         sigma_shift: of the noise levels.
+        sigma_power: weight of a sample, `sigma ** sigma_power`; see `training.losses.flash_loss`.
+        latent_frames: of a clip that a step looks at, for models that know the places of frames;
+            0 for all.
         device, dtype, quant, gpus, max_vram, max_ram: as in `GenerateRequest`; `quant` is that of
             the frozen base.
         context_parallel: processes that share one sample (Ulysses).
@@ -126,6 +129,7 @@ class TrainRequest:
     timesteps: str = "uniform"
     sigma_shift: float = 1.0
     sigma_power: float = 0.0
+    latent_frames: int = 0
     device: str = "auto"
     dtype: str = "auto"
     quant: str = "none"
@@ -217,6 +221,8 @@ class TrainRequest:
             ("--warmup", self.warmup, 0, 10**6),
             ("--weight-decay", self.weight_decay, 0, 10),
             ("--ema", self.ema, 0, 0.999999),
+            ("--sigma-power", self.sigma_power, 0, 4),
+            ("--latent-frames", self.latent_frames, 0, 1000),
             ("--caption-drop", self.caption_drop, 0, 1),
             ("--sigma-shift", self.sigma_shift, 0.01, 100),
             ("--gpus", self.gpus, 1, 1024),
@@ -254,6 +260,11 @@ class TrainRequest:
         spec = self.spec
         if problem := spec.train_problem(self.mode):
             raise InvalidRequestError(problem, hint=f"--mode {spec.train_mode}")
+        if self.train_adapter and spec.conditioner == "umt5":
+            raise InvalidRequestError(
+                f"{spec.name} reads its prompts without an adapter, so there is none to train",
+                hint="leave --train-adapter out",
+            )
         if self.width % spec.multiple_of or self.height % spec.multiple_of:
             raise InvalidRequestError(
                 f"--size of {spec.name} takes multiples of {spec.multiple_of}, "

@@ -190,3 +190,41 @@ def test_what_stylize_promises_is_measured_through_the_command(
     assert all(len(video["flicker_by_phase"]) == 4 for video in videos)
     assert len(found["strength"]["ink"]["share_of_style"]) == 2
     assert (tmp_path / "kept" / "restyle.mp4").exists()
+
+
+def test_each_way_of_training_the_14b_gives_the_same_losses(program):
+    big = program("training_14b")
+    job = big.Job(tiny=True, runs=1, cap=24.0)
+    found = {name: json.loads(json.dumps(big.measure(name, job, None))) for name in big.PARTS}
+    for same in (("bf16", "bf16-swap30"), ("fp8", "fp8-swap20", "cap", "fp8-offload", "least")):
+        assert len({str(found[name]["losses"]) for name in same}) == 1, same
+    assert found["fp8"]["losses"] != found["bf16"]["losses"]
+    # PEFT rounds less on its way; the first loss is that of the base.
+    theirs, losses = found["plain"]["losses"], found["bf16"]["losses"]
+    assert losses[0] == theirs[0]
+    assert theirs == pytest.approx(losses[: len(theirs)], rel=1e-3)
+    assert found["cap"]["expected_bytes"] <= 24e9 < found["bf16"]["expected_bytes"]
+    assert found["cap"]["swap_blocks"] > 2
+    shown = big.table({**found, "small": {"error": "out of memory"}})
+    [head, rule, *rows] = shown
+    assert len(rows) == len(big.PARTS)
+    assert {row.count("|") for row in (head, rule, *rows)} == {8}
+    assert any("failed" in row and "out of memory" in row for row in rows)
+
+
+def test_the_training_loop_is_compared_with_a_plain_one(program, tmp_path, capsys):
+    path = tmp_path / "training.json"
+    arguments = ["--models", "tiny", "--size", "64x32", "--frames", "5", "--batch", "2"]
+    found = program("training").main(
+        [*arguments, "--steps", "2", "--turns", "2", "--json", str(path)]
+    )
+    row = found["tiny"]
+    assert json.loads(path.read_text()) == json.loads(json.dumps(found))
+    assert row["tokens"] == 2 * 4 * 2
+    # Of the first step nothing counts; both take the same ones.
+    assert [len(seconds) for seconds in row["all_seconds"]["ours"]] == [2, 2]
+    assert len(row["losses"]["ours"]) == len(row["losses"]["plain"]) == 3
+    assert row["losses"]["ours"][0] == row["losses"]["plain"][0]
+    assert row["loss_difference"] < 1e-3
+    assert row["ratio"] == row["seconds"]["ours"] / row["seconds"]["plain"]
+    assert "|tiny|16|" in capsys.readouterr().out

@@ -18,6 +18,8 @@ from osp_cli import dials, events, registry, requests
 from osp_cli.cli.app import main
 from osp_cli.cli.schema import DOCUMENTS, schema_path
 from osp_cli.plan import Plan
+from osp_cli.train_plan import TrainPlan
+from osp_cli.training.dataset.entries import DatasetReport, Finding
 
 
 def read(document: str) -> dict:
@@ -79,9 +81,11 @@ def objects(schema: object) -> Iterator[dict]:
             yield from objects(part)
 
 
-# Of recipes: of a restyled video, of the user's own styles, and of a stream.
+# Of recipes: of a restyled video, of the user's own styles, of LoRAs that were trained with
+# something else, and of a stream.
 OPTIONAL = {
     *("video", "video_sha256", "strength", "total_frames", "own_styles", "style"),
+    "companions_sha256",
     *("realtime", "new_frames", "frames", "screenplay", "context", "latent_frames"),
     *("stage_steps", "anchor_color"),
 }
@@ -134,10 +138,14 @@ def test_every_event_has_its_schema_and_the_other_way_round():
     assert len(read("events")["oneOf"]) == len(read("events")["$defs"])
 
 
-# The plan's line is the plan itself; frames are told by their shape alone.
+# The line of a plan or a report is that itself; frames are told by their shape alone.
+FLATTENED = ("plan", "frames", "training", "dataset")
+
+
 @pytest.mark.parametrize(
     ("name", "cls"),
-    [(name, cls) for name, cls in classes() if name not in ("plan", "frames")] + [("plan", Plan)],
+    [(name, cls) for name, cls in classes() if name not in FLATTENED]
+    + [("plan", Plan), ("training", TrainPlan)],
 )
 def test_fields_and_types_are_those_of_the_class(name, cls):
     written = dict(dict(definitions())[name]["properties"])
@@ -160,7 +168,7 @@ def sample(cls: type) -> events.Event:
 
 @pytest.mark.parametrize(
     "cls",
-    [cls for name, cls in classes() if name not in ("plan", "frames")],
+    [cls for name, cls in classes() if name not in FLATTENED],
     ids=lambda cls: cls.__name__,
 )
 def test_a_line_is_valid_and_a_damaged_one_is_not(cls):
@@ -184,6 +192,25 @@ def test_frames_are_told_by_their_shape():
 
     line = events.FramesReady(np.zeros((5, 4, 6, 3), np.uint8)).as_json()
     validator("events").validate(line)
+
+
+def test_reports_and_plans_of_training_are_valid():
+    checked = validator("events")
+    finding = Finding(code="too-short", level="error", place="a.mp4", message="it is short")
+    report = DatasetReport(
+        root=Path("clips"), layout="folder", windows=(), findings=(finding,), num_entries=1,
+        seconds=0.0, sha256="0" * 64, buckets={"448x256x49": 2},
+    )  # fmt: skip
+    plan = TrainPlan(
+        model="osp-mini", mode="flash", device="cpu", dtype="float32", quant="none", full=False,
+        rank=8, alpha=4.0, targets="paint", trained_parameters=1, num_windows=1, num_tokens=1,
+        steps=1, epochs=1, batch=1,
+    )  # fmt: skip
+    for event in (events.DatasetChecked(report.as_json()), events.TrainingPlanned(plan)):
+        line = json.loads(json.dumps(event.as_json()))
+        checked.validate(line)
+        for damaged in damage(line):
+            assert not checked.is_valid(damaged), damaged
 
 
 def test_null_is_allowed_where_nothing_can_be_told():

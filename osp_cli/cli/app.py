@@ -12,6 +12,8 @@ import typer
 
 from osp_cli import __version__
 from osp_cli.cli import bench, completion, console, doctor, download
+from osp_cli.cli.dataset import EXAMPLES as DATASET_EXAMPLES
+from osp_cli.cli.dataset import dataset
 from osp_cli.cli.extend import EXAMPLES as EXTEND_EXAMPLES
 from osp_cli.cli.extend import extend
 from osp_cli.cli.generate import EXAMPLES, generate
@@ -22,6 +24,8 @@ from osp_cli.cli.styles import EXAMPLES as STYLES_EXAMPLES
 from osp_cli.cli.styles import styles
 from osp_cli.cli.stylize import EXAMPLES as STYLIZE_EXAMPLES
 from osp_cli.cli.stylize import stylize
+from osp_cli.cli.train_lora import EXAMPLES as TRAIN_EXAMPLES
+from osp_cli.cli.train_lora import train_lora
 from osp_cli.dials import canonical_name
 from osp_cli.errors import InterruptedRunError, OspError
 from osp_cli.outputs import STATE_SUFFIX, STREAM_EXTENSIONS
@@ -42,8 +46,10 @@ app = typer.Typer(
 app.command(epilog=EXAMPLES)(generate)
 app.command(epilog=STYLIZE_EXAMPLES)(stylize)
 app.command(epilog=EXTEND_EXAMPLES)(extend)
+app.command(epilog=TRAIN_EXAMPLES)(train_lora)
 app.command(epilog=STYLES_EXAMPLES)(styles)
 app.add_typer(models, name="models", epilog=MODELS_EXAMPLES)
+app.add_typer(dataset, name="dataset", epilog=DATASET_EXAMPLES)
 app.command(epilog=download.EXAMPLES)(download.download)
 app.command(epilog=doctor.EXAMPLES)(doctor.doctor)
 app.command(epilog=bench.EXAMPLES)(bench.bench)

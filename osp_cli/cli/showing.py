@@ -87,12 +87,12 @@ def show_plan(plan: Plan, request: GenerateRequest) -> None:
         **({"lora": ", ".join(map(str, request.loras))} if request.loras else {}),
         "sampling": f"{steps_text(plan)}, {plan.sampler}, {guidance}{cache}, seed {plan.seed}",
         "tokens": str(plan.num_tokens),
-        "weights": f"{_bytes(plan.weights_bytes)}, {way_text(plan)}",
+        "weights": f"{bytes_text(plan.weights_bytes)}, {way_text(plan)}",
         "memory": memory_text(plan),
-        "disk": f"at most {_bytes(plan.disk_bytes)}",
+        "disk": f"at most {bytes_text(plan.disk_bytes)}",
     }
     if plan.offload_bytes:
-        rows["disk"] += f", and {_bytes(plan.offload_bytes)} of weights for the time of the run"
+        rows["disk"] += f", and {bytes_text(plan.offload_bytes)} of weights for the time of the run"
     if text := time_text(plan):
         rows["time"] = text
     folds = console.is_terminal(sys.stdout)
@@ -156,11 +156,11 @@ def device_text(plan: Plan) -> str:
 
 def memory_text(plan: Plan) -> str:
     """What the run needs of the device's memory, and of the host's where that is another."""
-    text = f"about {_bytes(plan.expected_peak_bytes)}"
+    text = f"about {bytes_text(plan.expected_peak_bytes)}"
     if plan.device_bytes is not None:
-        text += f" of {_bytes(plan.device_bytes)}"
+        text += f" of {bytes_text(plan.device_bytes)}"
     if plan.device != "cpu":
-        text += f" on {plan.device}, {_bytes(plan.expected_ram_bytes)} of the computer's"
+        text += f" on {plan.device}, {bytes_text(plan.expected_ram_bytes)} of the computer's"
     return text if plan.gpus == 1 else f"{text}, for each of {plan.gpus}"
 
 
@@ -168,7 +168,7 @@ def time_text(plan: Plan) -> str:
     """How long sampling takes; empty where nobody knows."""
     if plan.expected_seconds is None:
         return ""
-    return f"about {_duration(plan.expected_seconds)} of sampling"
+    return f"about {duration_text(plan.expected_seconds)} of sampling"
 
 
 def inspection_rows(found: Inspected) -> list[tuple[str, str]]:
@@ -181,7 +181,7 @@ def inspection_rows(found: Inspected) -> list[tuple[str, str]]:
             "not told, so the rank" if a is None else f"{a:g}" for a in found.alphas
         ),
         "numbers": ", ".join(f"{count:,} {dtype}" for dtype, count in found.dtypes.items()),
-        "bytes": _bytes(found.num_bytes),
+        "bytes": bytes_text(found.num_bytes),
         "keys": str(found.num_keys),
         "made for": _made_for(found),
         "layers": ", ".join(f"{count} {name}" for name, count in found.layers.items()),
@@ -277,11 +277,11 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _bytes(count: int) -> str:
+def bytes_text(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

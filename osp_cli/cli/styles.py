@@ -102,9 +102,10 @@ def _picture_of(preset: StylePreset) -> Path | None:
 
 
 def _as_json(preset: StylePreset) -> dict[str, Any]:
-    from osp_cli.style_adapters import adapter_path
+    from osp_cli.style_adapters import adapter_path, trained_from
 
     picture = _picture_of(preset)
+    path = adapter_path(preset) if preset.adapter else None
     return {
         "name": preset.name,
         "title": preset.title,
@@ -116,7 +117,8 @@ def _as_json(preset: StylePreset) -> dict[str, Any]:
         "sampler": {field: _plain(value) for field, value in preset.sampler.items()},
         "adapter": preset.adapter,
         "adapter_weight": preset.adapter_weight,
-        "adapter_file": adapter_path(preset) if preset.adapter else None,
+        "adapter_file": path,
+        "trained": trained_from(path) if path is not None else {},
         "own": preset.is_own,
         "file": None if preset.source is None else str(preset.source),
         "picture": None if picture is None else str(picture),
@@ -215,6 +217,7 @@ def _rows(preset: StylePreset) -> dict[str, str]:
         "negative": preset.negative_prompt,
         "sampler": sampler,
         "adapter": _adapter_text(preset),
+        "trained": _trained_text(preset),
         "from": preset.origin if preset.source is None else str(preset.source),
         "use": f"--style {preset.reference or preset.name}",
     }
@@ -229,6 +232,15 @@ def _adapter_text(preset: StylePreset) -> str:
     path = adapter_path(preset)
     place = "not installed, the prompt alone makes it" if path is None else path
     return f"{preset.adapter}, weight {preset.adapter_weight:g}: {place}"
+
+
+def _trained_text(preset: StylePreset) -> str:
+    from osp_cli.style_adapters import adapter_path, trained_from
+
+    path = adapter_path(preset) if preset.adapter else None
+    told = trained_from(path) if path is not None else {}
+    words = {"base": "on {}", "steps": "{} steps", "companion": "with {}"}
+    return ", ".join(words[what].format(text) for what, text in told.items())
 
 
 # --- the page ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,22 @@ def weights_hash(folder: Path) -> dict[str, str]:
     paths = sorted(path for kind in _KINDS for path in folder.rglob(kind))
     hashes = _hashes(paths)
     return {path.relative_to(folder).as_posix(): hashes[path] for path in paths}
+
+
+def part_hash(hashes: Mapping[str, str], part: str) -> str:
+    """One SHA-256 for a part of a model, of those of its files; empty where it has none.
+
+    A single file's own; of several the hash of their names and hashes, in order.
+
+    Args:
+        hashes: of `weights_hash`.
+        part: the name of its folder.
+    """
+    files = sorted((path, digest) for path, digest in hashes.items() if path.startswith(f"{part}/"))
+    if len(files) == 1:
+        return files[0][1]
+    lines = "".join(f"{path} {digest}\n" for path, digest in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else ""
 
 
 def file_hash(path: Path) -> str:

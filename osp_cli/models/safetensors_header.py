@@ -107,6 +107,23 @@ class Header:
         return None
 
 
+def with_metadata(data: bytes, metadata: Mapping[str, str]) -> bytes:
+    """The bytes of a file without metadata, with these texts in its header, in alphabetical order.
+
+    The library writes them in another order each time, so that equal contents are other bytes.
+    """
+    length = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8 : 8 + length])
+    text = json.dumps(
+        {"__metadata__": dict(sorted(metadata.items())), **table},
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+    # Numbers begin where the format wants them, at a multiple of eight.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
 def not_finite(path: Path, name: str) -> str:
     """The sentence about a tensor that holds a NaN or an infinity."""
     return f"{path} is damaged: {name} holds numbers that are not finite (NaN or infinity)"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from osp_cli.dials import LoraChoice
 from osp_cli.errors import CheckpointError, InvalidRequestError
-from osp_cli.hub.hashes import file_hash
+from osp_cli.hub.hashes import file_hash, part_hash
 from osp_cli.loras import find_lora
-from osp_cli.models.lora_file import DAMAGED_HINT, Change, LoraFile, read_lora
+from osp_cli.models.lora_file import DAMAGED_HINT, Change, LoraFile, Shape, read_lora
 from osp_cli.models.lora_fit import fit_lora, installed_shapes, same_size, size_of_card
 from osp_cli.models.safetensors_header import not_finite, read_header
+from osp_cli.runtime.companions import (
+    apply_companions,
+    check_companion,
+    companion_of,
+    companions_of,
+)
 
 if TYPE_CHECKING:
     from osp_cli.registry import ModelSpec
@@ -30,21 +36,25 @@ def check_loras(request: GenerateRequest, *, numbers: bool = True) -> list[str]:
         A sentence about each LoRA of which something is left out.
 
     Raises:
-        InvalidRequestError: a file is missing or damaged, no LoRA, or one of another model.
+        InvalidRequestError: a file is missing or damaged, no LoRA, or one of another model; also
+            of its companion, where it names one.
         WeightsMissingError: the model is not installed.
     """
     loras = _read(request.loras)
     if not loras:
         return []
-    shapes = installed_shapes(request.spec.weights_dir())
+    folder = request.spec.weights_dir()
+    shapes = installed_shapes(folder)
     if not shapes:
         # Weights in another format are judged when they are loaded.
         for lora in loras if numbers else ():
             _check_numbers(lora, lora.changes)
+        _check_companions(loras, folder, shapes, request.model, numbers=numbers)
         return []
     fits = [(lora, fit_lora(lora, shapes, request.model)) for lora in loras]
     for lora, fit in fits if numbers else ():
         _check_numbers(lora, fit.changes)
+    _check_companions(loras, folder, shapes, request.model, numbers=numbers)
     notices = [fit.notice(lora.path, request.model) for lora, fit in fits]
     return [notice for notice in notices if notice]
 
@@ -83,14 +93,44 @@ def _check_numbers(lora: LoraFile, changes: Iterable[Change]) -> None:
         raise InvalidRequestError(not_finite(lora.path, found), hint=DAMAGED_HINT)
 
 
+def base_notices(loras: Sequence[LoraChoice], weights: Mapping[str, str], model: str) -> list[str]:
+    """A sentence about each LoRA that was trained on another base than the one in use.
+
+    Args:
+        loras: as asked for.
+        weights: SHA-256 of the model's files, as `hub.hashes.weights_hash` gives them.
+        model: what to call it.
+    """
+    here = part_hash(weights, "transformer")
+    found = []
+    for choice in loras:
+        path = find_lora(choice.name)
+        told = read_header(path).metadata
+        trained_on = told.get("osp.base_sha256", "")
+        if trained_on and trained_on != here:
+            base = told.get("osp.base_id", "")
+            of = f" of {base}" if base else ""
+            found.append(
+                f"{path.name} was trained on a transformer{of} with other weights than {model} "
+                "has here: it may do more, less or something else"
+            )
+    return found
+
+
+def companion_hashes(loras: Sequence[LoraChoice]) -> list[str]:
+    """SHA-256 of the files that were trained beside LoRAs, of those that have one."""
+    return [companion.sha256 for companion, _ in companions_of(loras)]
+
+
 def lora_hashes(loras: Sequence[LoraChoice]) -> list[str]:
     """SHA-256 of each LoRA's file."""
     return [file_hash(find_lora(choice.name)) for choice in loras]
 
 
 def lora_bytes(loras: Sequence[LoraChoice]) -> int:
-    """Bytes of all their files."""
-    return sum(find_lora(choice.name).stat().st_size for choice in loras)
+    """Bytes of all their files, and of those beside them."""
+    beside = sum(companion.path.stat().st_size for companion, _ in companions_of(loras))
+    return beside + sum(find_lora(choice.name).stat().st_size for choice in loras)
 
 
 def apply_loras(
@@ -128,7 +168,21 @@ def apply_loras(
         apply(transformer, strong)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"a LoRA cannot be read: {error}") from error
+    apply_companions("transformer", transformer, loras)
     return transformer
+
+
+def _check_companions(
+    loras: Iterable[LoraFile],
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    model: str,
+    *,
+    numbers: bool,
+) -> None:
+    for lora in loras:
+        if (companion := companion_of(lora.path, lora.metadata)) is not None:
+            check_companion(companion, folder, shapes, model, numbers=numbers)
 
 
 def _read(loras: Sequence[LoraChoice]) -> list[LoraFile]:

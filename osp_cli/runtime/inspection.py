@@ -27,12 +27,21 @@ from osp_cli.models.lora_fit import (
 from osp_cli.models.original_names import transformer_name
 from osp_cli.models.safetensors_header import Header, read_header
 from osp_cli.registry import ModelSpec
+from osp_cli.runtime.companions import companion_of
 
 # Metadata of trainers that says what a LoRA is for, in the order of its usefulness.
 _TOLD = {
     "title": ("modelspec.title", "ss_output_name", "name"),
-    "trigger": ("modelspec.trigger_phrase", "trigger_words", "trained_words", "trigger"),
-    "base model": ("modelspec.architecture", "ss_base_model_version", "ss_sd_model_name"),
+    "trigger": (
+        *("osp.trigger", "osp_trigger", "modelspec.trigger_phrase"),
+        *("trigger_words", "trained_words", "trigger"),
+    ),
+    "style": ("osp.style", "osp_style"),
+    "base model": (
+        *("osp.base_id", "modelspec.architecture", "ss_base_model_version", "ss_sd_model_name"),
+    ),
+    "steps": ("osp.steps", "ss_steps"),
+    "companion": ("osp.companion",),
     "author": ("modelspec.author",),
     "licence": ("modelspec.license",),
 }
@@ -165,9 +174,14 @@ def inspect_file(name: str, spec: ModelSpec | None = None) -> Inspected:
         return Inspected(**known, **_checkpoint(header))
     try:
         lora = lora_of(header)
+        companion = companion_of(path, header.metadata)
     except InvalidRequestError as error:
         return Inspected(**known, kind="lora", problem=error.message)
-    return Inspected(**known, kind="lora", **_lora(lora, spec))
+    told = _lora(lora, spec)
+    if companion is not None:
+        roots = ", ".join(companion.roots)
+        told["notes"] += (f"{companion.path.name} is loaded with it, and changes {roots}",)
+    return Inspected(**known, kind="lora", **told)
 
 
 def _lora(lora: LoraFile, spec: ModelSpec | None) -> dict[str, Any]:
@@ -282,6 +296,8 @@ def _checkpoint(header: Header) -> dict[str, Any]:
     """A checkpoint that is no LoRA, by what its keys look like."""
     if not header.entries:
         return {"kind": "unknown", "problem": "it holds no tensors"}
+    if header.metadata.get("osp.kind") == "companion":
+        return {"kind": "companion of a LoRA", "notes": ("it is loaded with its LoRA",)}
     names = [re.sub(r"^(module\.|model\.diffusion_model\.|diffusion_model\.)", "", key)
              for key in header.entries]  # fmt: skip
     shapes = {

@@ -30,6 +30,7 @@ from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 from osp_cli.plan import Plan
 from osp_cli.registry import ModelSpec
 from osp_cli.runtime.adapters import apply_loras
+from osp_cli.runtime.companions import apply_companions
 from osp_cli.runtime.devices import offload_folder
 from osp_cli.runtime.kernels import prepare_kernels
 from osp_cli.runtime.loading_wan import load_plain_transformer, with_image_encoder
@@ -93,7 +94,7 @@ def load_parts(
         "transformer": lambda: _ready(_load_transformer(spec, plan, folder), plan, device),
         "vae": lambda: _load_vae(spec, folder).to(device),
         "conditioner": lambda: with_image_encoder(
-            spec, _load_conditioner(spec, folder, plan, device), folder, device, _DTYPES
+            spec, _conditioner(spec, folder, plan, device), folder, device, _DTYPES
         ),
     }
     for name in names:
@@ -159,6 +160,13 @@ def _load_linear_vae(folder: Path, dtype: torch.dtype) -> Any:
     # Not `from_pretrained`, which leaves a missing weight empty without a word.
     fill(model, read_state_dict(folder), folder, dtype=dtype)
     return model.eval()
+
+
+def _conditioner(spec: ModelSpec, folder: Path, plan: Plan, device: torch.device) -> Conditioner:
+    """With what was trained of it together with a LoRA."""
+    conditioner = _load_conditioner(spec, folder, plan, device)
+    apply_companions("conditioner", conditioner, plan.loras)
+    return conditioner
 
 
 def _load_conditioner(

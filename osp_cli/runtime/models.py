@@ -23,6 +23,7 @@ from osp_cli.pipelines.flash_i2v import (
 from osp_cli.plan import Plan
 from osp_cli.realtime_card import RealtimeFigures
 from osp_cli.registry import ModelSpec
+from osp_cli.runtime.companions import touching
 from osp_cli.runtime.loading import PARTS, load_parts
 from osp_cli.runtime.loading_wan import make_pipeline
 
@@ -49,7 +50,8 @@ class Models:
     def __init__(self, leader: Leader | None = None) -> None:
         self._leader = leader
         self._key: tuple[object, ...] = ()
-        self._loras: tuple[LoraChoice, ...] = ()
+        # Those that each part was loaded with.
+        self._loras: dict[str, tuple[LoraChoice, ...]] = {}
         self._parts: dict[str, Any] = {}
         self._spec: ModelSpec | None = None
         self._folder: Path | None = None
@@ -74,10 +76,13 @@ class Models:
             # Before the next one is loaded: two large models at once would not fit.
             self.drop()
             self._key = key
-        if "transformer" in names and plan.loras != self._loras:
-            # They are part of its weights; the other parts know nothing of them.
-            self._loras = plan.loras
-            self._keep(tuple(self._parts.keys() - {"transformer"}))
+        # Latents are decoded without them, even where they are here no more.
+        wanted = {} if names == DECODING else touching(plan.loras)
+        # They are part of a part's weights; those that they do not touch stay as they are.
+        for name in names:
+            if wanted.get(name, ()) != self._loras.get(name, ()):
+                self._loras[name] = wanted.get(name, ())
+                self._keep(tuple(self._parts.keys() - {name}))
         self._spec, self._folder = spec, folder
         if plan.frees_parts:
             self._keep(names)

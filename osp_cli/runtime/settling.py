@@ -29,7 +29,13 @@ from osp_cli.media.sinks import check_output
 from osp_cli.outputs import STDOUT, latents_path
 from osp_cli.plan import Plan
 from osp_cli.requests import GenerateRequest
-from osp_cli.runtime.adapters import check_loras, lora_bytes, lora_hashes
+from osp_cli.runtime.adapters import (
+    base_notices,
+    check_loras,
+    companion_hashes,
+    lora_bytes,
+    lora_hashes,
+)
 from osp_cli.runtime.devices import check_gpus, resolve_device, this_machine
 from osp_cli.runtime.freezing import Frozen, thaw
 from osp_cli.runtime.kernels import check_attention, check_compile
@@ -87,6 +93,10 @@ def settle(
     plan, loaded = prepared.plan, prepared.loaded
     frozen, notices = prepared.frozen, prepared.notices
     recipe = {**_recipe(request, prepared), **(known or {})}
+    if plan_loras := () if frozen is not None and frozen.is_sampled else request.loras:
+        # The weights were read for the recipe.
+        weights = recipe["weights_sha256"]
+        notices = [*notices, *base_notices(plan_loras, weights, request.model)]
     if frozen is not None:
         # Its picture is in it; the weights may have changed since it was saved.
         now = {**recipe, "image_sha256": frozen.recipe.get("image_sha256")}
@@ -243,8 +253,10 @@ def _recipe(request: GenerateRequest, prepared: _Prepared) -> dict[str, object]:
     plan, loaded, frozen = prepared.plan, prepared.loaded, prepared.frozen
     if frozen is not None and frozen.is_sampled:
         loras = frozen.recipe.get("loras_sha256", [])
+        companions = frozen.recipe.get("companions_sha256", [])
     else:
         loras = lora_hashes(request.loras)
+        companions = companion_hashes(request.loras)
     return {
         **request.recipe(),
         "width": plan.width,
@@ -256,4 +268,6 @@ def _recipe(request: GenerateRequest, prepared: _Prepared) -> dict[str, object]:
         "image_sha256": None if loaded is None else loaded.sha256,
         "weights_sha256": weights_hash(prepared.weights),
         "loras_sha256": loras,
+        # Of few LoRAs: recipes of others stay as they were.
+        **({"companions_sha256": companions} if companions else {}),
     }

@@ -1,4 +1,4 @@
-"""Models of random weights, built where they run; for `realtime_14b.py`."""
+"""Models of random weights, built where they run; for `realtime_14b.py` and `training*.py`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from osp_cli.models.state_dict import kept_in_fp32
+from osp_cli.models.transformer_flash_i2v import FlashI2VTransformer3DModel
 
 TEXT_TOKENS = 512
 _SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "ffn_dim": 64,
@@ -34,6 +35,16 @@ def wan(device: torch.device, *, tiny: bool, small: bool = False) -> WanTransfor
     """Wan2.1 14B, or 1.3B where it is `small`, in bfloat16."""
     settings = _SMALL if tiny else _FEW if small else {}
     return _built(lambda: WanTransformer3DModel(**settings), device)
+
+
+def flash(device: torch.device, *, tiny: bool, small: bool = False) -> FlashI2VTransformer3DModel:
+    """FlashI2V 14B, or 1.3B where it is `small`, in bfloat16; its branches are not zero."""
+    settings = {**_SMALL, "num_layers": 4} if tiny else _FEW if small else {}
+    model = _built(lambda: FlashI2VTransformer3DModel(**settings), device)
+    for branch in (model.fourier_embedding, model.learnable_proj):
+        for parameter in branch.parameters():
+            parameter.data.normal_(std=0.02)
+    return model
 
 
 def autoencoder(

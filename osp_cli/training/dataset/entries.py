@@ -67,6 +67,7 @@ class Window:
         num_frames: `4k + 1`, at the rate that is trained at.
         size: `(width, height)` in pixels, its bucket.
         content: SHA-256 of the file (of the list of frames), as hex digits.
+        source_content: the same of the picture that it is to follow from, empty without one.
     """
 
     entry: Entry
@@ -74,6 +75,7 @@ class Window:
     num_frames: int
     size: tuple[int, int]
     content: str
+    source_content: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ class DatasetReport:
         num_entries: clips that are listed.
         seconds: of all clips that can be used.
         sha256: of contents, captions and cuts of what can be used; not of names or places.
+        buckets: number of windows of each size and length, as in `512x512x49`.
     """
 
     root: Path
