@@ -1,4 +1,4 @@
-"""`osp dataset`: build a dataset of styled clips."""
+"""`osp dataset`: build a dataset of styled clips, or look at one that is to be trained on."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from osp_cli.cli import console
+from osp_cli.cli import console, dataset_check
 from osp_cli.cli.options import DebugOpt, DeviceOpt, DryRunOpt, FpsOpt, JsonOpt, QuietOpt, SizeOpt
 from osp_cli.dials import number, prompt_text, whole_number
 from osp_cli.errors import InvalidRequestError, OspError
 
 if TYPE_CHECKING:
-    from osp_cli.events import Event
+    from osp_cli.events import Event, ItemBuilt
     from osp_cli.stopping import StopSignal
     from osp_cli.training.building.request import BuildRequest
 
@@ -43,12 +43,13 @@ _STAGES = {
     "done": "animated",
 }
 
-dataset = typer.Typer(rich_markup_mode=None, help="Build a dataset for osp train-lora.")
+dataset = typer.Typer(rich_markup_mode=None)
+dataset.command(epilog=dataset_check.EXAMPLES)(dataset_check.check)
 
 
 @dataset.callback()
 def about() -> None:
-    """Build a dataset for osp train-lora."""
+    """Build a dataset for osp train-lora, or check one."""
 
 
 @dataset.command(epilog=EXAMPLES)
@@ -287,14 +288,19 @@ def _show_plan(request: BuildRequest, *, as_json: bool) -> None:
 
 
 def _run(request: BuildRequest, *, as_json: bool, quiet: bool) -> None:
+    from osp_cli.events import DatasetBuilt
     from osp_cli.stopping import StopSignal
 
+    teller = None if quiet else _Teller()
     with StopSignal(talk=not quiet, unit="clip").installed() as stop:
         try:
             for event in _events(request, stop):
                 if as_json:
                     console.write_json(event.as_json())
-                _tell(event, as_json=as_json, quiet=quiet)
+                elif isinstance(event, DatasetBuilt):
+                    console.write_line(str(event.path))
+                if teller is not None:
+                    teller.show(event)
         except KeyboardInterrupt as error:
             raise stop.error("interrupted, the same command goes on") from error
         except OspError as error:
@@ -311,29 +317,33 @@ def _events(request: BuildRequest, stop: StopSignal) -> Iterator[Event]:
     yield from run(request, stop=stop)
 
 
-_last_line = 0.0
+class _Teller:
+    """Lines on stderr: one now and then, and one for each clip that is given up."""
 
+    def __init__(self) -> None:
+        self._last_line = time.monotonic()
+        self._given_up: set[tuple[str, str | None]] = set()
 
-def _tell(event: Event, *, as_json: bool, quiet: bool) -> None:
-    """A line now and then on stderr, one for each clip that is given up; the result on stdout."""
-    global _last_line
-    from osp_cli.events import DatasetBuilt, ItemBuilt, Notice
+    def show(self, event: Event) -> None:
+        """Tell about one event."""
+        from osp_cli.events import DatasetBuilt, ItemBuilt, Notice
 
-    if isinstance(event, DatasetBuilt):
-        if not quiet:
-            gone = f", {event.num_rejected} were given up" if event.num_rejected else ""
-            console.say(f"{event.num_clips} clips are ready{gone}")
-        if not as_json:
-            console.write_line(str(event.path))
-        return
-    if quiet:
-        return
-    if isinstance(event, Notice):
-        console.say(f"note: {event.message}")
-    elif isinstance(event, ItemBuilt):
-        if not event.accepted:
-            console.say(f"given up: {event.id}: {event.reason}")
-        last = event.item == event.num_items
-        if last or time.monotonic() - _last_line >= _SECONDS_BETWEEN_LINES:
-            _last_line = time.monotonic()
+        match event:
+            case Notice(message):
+                console.say(f"note: {message}")
+            case DatasetBuilt(num_clips=clips, num_rejected=rejected):
+                gone = f", {rejected} were given up" if rejected else ""
+                console.say(f"{clips} clip{'s are' if clips > 1 else ' is'} ready{gone}")
+            case ItemBuilt():
+                self._item(event)
+
+    def _item(self, event: ItemBuilt) -> None:
+        # A source that is given up is that in all styles.
+        name = event.id.rpartition("--")[0] if event.stage == "gated" else event.id
+        if not event.accepted and (name, event.reason) not in self._given_up:
+            self._given_up.add((name, event.reason))
+            console.say(f"given up: {name}: {event.reason}")
+        now = time.monotonic()
+        if event.item == event.num_items or now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            self._last_line = now
             console.say(f"{_STAGES[event.stage]}: {event.item} of {event.num_items}")

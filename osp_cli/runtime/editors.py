@@ -185,15 +185,20 @@ def load_editor(name: str, device: str = "auto", *, pixels: int = _PIXELS) -> Ed
         CheckpointError: the files cannot be loaded.
     """
     import diffusers
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     folder = editor_folder(name)
     editor = editor_of(folder)
     where = resolve_device(device)
     # A processor without matrix units is quicker in single precision.
     dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
+    # stderr is ours.
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     try:
         pipeline = getattr(diffusers, editor.class_name).from_pretrained(
-            str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True
+            str(folder), dtype=dtype, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error

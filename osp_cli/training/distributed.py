@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -204,6 +203,8 @@ def enable_context_parallel(model: Any, group: DataGroup) -> None:
     Raises:
         InvalidRequestError: the heads cannot be shared out.
     """
+    from diffusers import ContextParallelConfig  # seconds, which a lone process need not wait for
+
     heads = model.config.num_attention_heads
     if heads % group.context_world:
         raise InvalidRequestError(
@@ -222,6 +223,12 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process holds a part, or any other; all must call it."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
@@ -254,6 +261,8 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
         ]
         if held:
             norms.append(whole(nn.utils.get_total_norm(held)))
+    if not norms:
+        return torch.zeros(())
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -72,12 +72,15 @@ def new_optimizers(
     if rest:
         rate = settings.learning_rate
         kind = _adamw_8bit() if name == "adamw8bit" else torch.optim.AdamW
+        # One by one, shards would spend more time in Python than in arithmetic.
+        how = {"foreach": True} if sharded else {}
         optimizer = kind(
             rest,
             lr=rate,
             weight_decay=settings.weight_decay,
             betas=settings.betas,
             eps=settings.eps,
+            **how,
         )
         made.append((optimizer, rate))
     return made

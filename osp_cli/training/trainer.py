@@ -46,6 +46,7 @@ from osp_cli.training.distributed import (
     gradient_norm,
     has_lost_touch,
     like,
+    own_part,
     put,
     whole,
 )
@@ -354,7 +355,7 @@ class Trainer:
     def _update_average(self) -> None:
         decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
         for key, average in self.average.items():
-            average.lerp_(self.parameters[key], 1 - decay)
+            own_part(average).lerp_(own_part(self.parameters[key]), 1 - decay)
 
     @torch.no_grad()
     def use_average(self) -> None:

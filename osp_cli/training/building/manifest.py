@@ -24,7 +24,8 @@ _SHARE_OF_SAVING = 20
 
 # In this order in every line; what others have added follows.
 _KEYS = (
-    *("id", "video", "caption", "style", "source", "keyframe", "stage", "accepted", "reason"),
+    *("id", "video", "caption", "style", "source", "keyframe", "stage", "accepted"),
+    *("problems", "reason"),
     *("prompt", "instruction", "seed", "num_frames", "fps", "width", "height"),
     *("source_id", "origin", "gates"),
     *("stylizer", "style_tries", "style_scores", "animator", "clip_tries", "clip_scores"),

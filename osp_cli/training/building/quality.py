@@ -23,6 +23,8 @@ from osp_cli.training.building.quality_settings import QualitySettings
 # Width of the coarse pictures that are compared: noise, grain, brush strokes and what a codec does
 # average out in cells of that size, shapes stay.
 _COARSE = 48
+# Cells of small pictures hold this many pixels each way: colour is stored at half the resolution.
+_CELL = 8
 # Of the picture that is left out on each side when edges are compared: frames and ragged margins
 # belong to some styles.
 _MARGIN = 0.1
@@ -161,7 +163,8 @@ def edge_correlation(one: Image.Image, other: Image.Image) -> float:
 
 
 def _coarse(picture: Image.Image) -> NDArray[np.float64]:
-    size = (_COARSE, max(2, round(_COARSE * picture.height / picture.width)))
+    width = min(_COARSE, max(2, picture.width // _CELL))
+    size = (width, max(2, round(width * picture.height / picture.width)))
     return np.asarray(picture.convert("RGB").resize(size, Image.Resampling.BOX), np.float64)
 
 

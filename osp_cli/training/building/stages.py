@@ -100,7 +100,8 @@ class Build:
                 "instruction": style.instruction,
                 "seed": int(hashlib.sha256(seed.encode()).hexdigest(), 16) % _MAX_SEED,
                 **known[source.id],
-                "accepted": known[source.id]["origin"]["reason"] is None,
+                "accepted": not known[source.id]["origin"]["problems"],
+                "problems": known[source.id]["origin"]["problems"],
                 "reason": known[source.id]["origin"]["reason"],
             }
 
@@ -245,7 +246,7 @@ class Build:
                 "width": width,
                 "height": height,
                 "seconds": None if seconds is None else round(seconds, 3),
-                "reason": _reason(problems),
+                **_told(problems),
             },
             "width": size[0],
             "height": size[1],
@@ -330,11 +331,12 @@ def _row_id(source: Source, style: Style) -> str:
 
 
 def _verdict(problems: Sequence[Problem]) -> dict[str, Any]:
-    return {"accepted": not problems, "reason": _reason(problems)}
+    return {"accepted": not problems, **_told(problems)}
 
 
-def _reason(problems: Sequence[Problem]) -> str | None:
-    return "; ".join(f"{problem.code}: {problem.message}" for problem in problems) or None
+def _told(problems: Sequence[Problem]) -> dict[str, Any]:
+    reason = "; ".join(problem.message for problem in problems)
+    return {"problems": [problem.code for problem in problems], "reason": reason or None}
 
 
 def _keyframe(source: Source, size: tuple[int, int]) -> Image.Image:
