@@ -79,8 +79,8 @@ def train_small(rank, folder, steps):
         pass
 
 
-def new_wan(*, full=False):
-    """A transformer with a LoRA, or all of it to be trained."""
+def new_wan(*, full=False, half=False):
+    """A transformer with a LoRA, or all of it to be trained; its frozen weights may be bf16."""
     from diffusers import WanTransformer3DModel
     from peft import LoraConfig
 
@@ -94,9 +94,13 @@ def new_wan(*, full=False):
     if full:
         return model
     model.requires_grad_(False)
+    if half:
+        model.to(torch.bfloat16)
     targets = ["to_q", "to_k", "to_v", "ffn.net.0.proj", "ffn.net.2"]
     model.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=targets))
     for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
         if "lora_B" in name:
             # From zero, the first steps would say little about lora_A.
             nn.init.normal_(parameter, std=0.05)
@@ -116,8 +120,9 @@ def wan_loss(model, group, batch_size, bad=()):
             pairs = [drawn(sample) for sample in part.samples]
             clean, noise, text, sigma = (torch.stack(values) for values in zip(*pairs, strict=True))
             noisy = clean.lerp(noise, sigma[:, None, None, None, None])
-            velocity = model(noisy, sigma * 1000, text, return_dict=False)[0]
-            error = (velocity - (noise - clean)).square().mean() * part.weight
+            dtype = model.patch_embedding.weight.dtype
+            velocity = model(noisy.to(dtype), sigma * 1000, text.to(dtype), return_dict=False)[0]
+            error = (velocity.float() - (noise - clean)).square().mean() * part.weight
             yield error * (float("nan") if (step, group.rank) in bad else 1.0)
 
     return loss
@@ -147,13 +152,13 @@ def train_wan(
     """Steps on the small transformer; what was reported goes to `reports-RANK.json`.
 
     Args:
-        how: words among `sharded`, `full` and `checkpointing`.
+        how: words among `sharded`, `full`, `half` and `checkpointing`.
         context: processes that share a sample.
         stop_at: `(step, rank)` at which a signal comes.
         anew: with `resume` of "never".
     """
     group = join_group(context, torch.device("cpu"))
-    model = new_wan(full="full" in how)
+    model = new_wan(full="full" in how, half="half" in how)
     if "checkpointing" in how:
         model.enable_gradient_checkpointing()
     if context > 1:
@@ -180,6 +185,7 @@ def train_wan(
         with StopSignal().installed() as stop:
             for report in trainer.run(struck, stop, save):
                 told["reports"].append([report.step, report.loss, report.grad_norm, report.skipped])
+        told["length"] = float(sum(value.square().sum() for value in trainer.weights().values()))
     except Exception as error:  # noqa: BLE001 - told to the test
         told["error"] = [type(error).__name__, str(error)]
     finally:

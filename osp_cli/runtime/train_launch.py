@@ -37,8 +37,8 @@ _COMMAND = (sys.executable, "-m", "osp_cli")
 
 
 def is_launched(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is one of several processes already: ours, torchrun's or accelerate's."""
-    return int(environment.get("WORLD_SIZE", "1")) > 1
+    """Whether another program started this one as a part of a run: ours, torchrun, accelerate."""
+    return "RANK" in environment and "WORLD_SIZE" in environment
 
 
 def launch(argv: Sequence[str], processes: int, *, threads: int = 1) -> int:

@@ -33,7 +33,7 @@ from osp_cli.events import (
 from osp_cli.hub.lora_install import check_name
 from osp_cli.media.files import explained
 from osp_cli.plan import Plan
-from osp_cli.registry import ModelSpec
+from osp_cli.registry import ModelSpec, presets_dir
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
 from osp_cli.runtime.memory_errors import is_out_of_memory
@@ -70,8 +70,9 @@ from osp_cli.training.order import SampleOrder
 from osp_cli.training.trainer import LoopSettings, Trainer
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Pictures of the data that samples begin with, where the user names none.
+# Pictures that samples begin with, where the user names none.
 _PICTURES = 3
+_PHOTO = "photo.jpg"
 
 
 @dataclass(slots=True)
@@ -237,25 +238,30 @@ def _new_run(
 
 
 def _pictures(request: TrainRequest, report: DatasetReport) -> list[Any]:
-    """What samples begin with: the user's pictures, or some that the data's clips follow from."""
+    """What samples begin with: the user's pictures, or a photo and some of the data's own.
+
+    Not first frames that have the style already, where the adapter is to bring it to plain ones.
+    """
     from PIL import Image
 
     if request.mode == "t2v":
         return []
     if request.sample_images:
         return sample_pictures(request.sample_images)
-    chosen: dict[Path, Any] = {}
+    found: list[Any] = [Image.open(presets_dir() / "training" / _PHOTO).convert("RGB")]
+    seen: set[Path] = set()
     for window in report.windows:
-        if window.entry.path in chosen:
+        kind = condition_of(window, request)
+        if kind == "plain" or window.entry.path in seen:
             continue
-        if condition_of(window, request) == "source":
-            chosen[window.entry.path] = read_source(window)
+        seen.add(window.entry.path)
+        if kind == "source":
+            found.append(read_source(window))
         else:
-            frame = read_window(window, request.fps, request.stride)[0]
-            chosen[window.entry.path] = Image.fromarray(frame)
-        if len(chosen) == _PICTURES:
+            found.append(Image.fromarray(read_window(window, request.fps, request.stride)[0]))
+        if len(found) == _PICTURES:
             break
-    return list(chosen.values())
+    return found
 
 
 def _encode(run: _Run, stop: StopSignal) -> Iterator[Event]:
@@ -377,10 +383,17 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         )
         yield from map(Notice, trainer.notices)
         if trainer.resumed is not None:
-            yield Notice(f"going on after step {trainer.step} of {trainer.settings.steps}")
+            yield Notice(_resumed_notice(trainer))
         page = RunPage(request, run.report, plan, run.samples) if group.writes else None
         yield from _steps(run, trainer, order, stop, page)
         yield from _finish(run, trainer, page)
+
+
+def _resumed_notice(trainer: Trainer) -> str:
+    done, steps = trainer.step, trainer.settings.steps
+    if done >= steps:
+        return f"the run is finished, after step {done}: --max-steps {2 * done} would go on"
+    return f"going on after step {done} of {steps}"
 
 
 def _finish(run: _Run, trainer: Trainer, page: RunPage | None) -> Iterator[Event]:

@@ -10,7 +10,7 @@ its tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -189,12 +189,36 @@ def shard(model: nn.Module, group: DataGroup, blocks: str = "blocks") -> nn.Modu
     return model
 
 
+def check_context(heads: int, num_tokens: Iterable[int], degree: int) -> None:
+    """Refuse processes among which the samples cannot be shared out evenly.
+
+    Args:
+        heads: of the transformer's attention.
+        num_tokens: of the samples, one number for each of their sizes.
+        degree: how many processes share a sample.
+
+    Raises:
+        InvalidRequestError: the message names what is left over.
+    """
+    uneven = sorted({count for count in num_tokens if count % degree})
+    if heads % degree:
+        what = f"{heads} attention heads"
+    elif uneven:
+        what = f"samples of {', '.join(map(str, uneven[:5]))} tokens"
+    else:
+        return
+    raise InvalidRequestError(
+        f"{what} cannot be shared out evenly to --context-parallel {degree}",
+        hint="leave out --context-parallel, or choose a --size and --frames that divide",
+    )
+
+
 def enable_context_parallel(model: Any, group: DataGroup) -> None:
     """Share the tokens of each sample among the processes of a context group (Ulysses).
 
-    Before `shard`, if both. Heads and tokens must divide evenly. Each process sees the whole
-    output, but its gradients are only its tokens' share: the true ones are the sum over the group.
-    `Trainer` sees to that.
+    Before `shard`, if both; see `check_context`. Each process sees the whole output, but its
+    gradients are only its tokens' share: the true ones are the sum over the group. `Trainer` sees
+    to that.
 
     Args:
         model: a Wan transformer of diffusers.
@@ -205,12 +229,7 @@ def enable_context_parallel(model: Any, group: DataGroup) -> None:
     """
     from diffusers import ContextParallelConfig  # seconds, which a lone process need not wait for
 
-    heads = model.config.num_attention_heads
-    if heads % group.context_world:
-        raise InvalidRequestError(
-            f"{heads} attention heads cannot be shared out evenly to "
-            f"--context-parallel {group.context_world}"
-        )
+    check_context(model.config.num_attention_heads, (), group.context_world)
     assert group.mesh is not None, "a single process has nobody to share with"
     config = ContextParallelConfig(
         ulysses_degree=group.context_world, mesh=group.mesh["ring", "ulysses"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import MethodType
 from typing import Any, Self
 
@@ -151,12 +152,12 @@ def _compute_as_given(layer: BaseTunerLayer, prepared: PreparedBase) -> None:
     """The LoRA's products in the precision of their input, which PEFT is told to leave alone."""
     before = layer.__dict__.get("cast_input_dtype_enabled", True)
     layer.cast_input_dtype_enabled = False
-    prepared.on_close(lambda: setattr(layer, "cast_input_dtype_enabled", before))
+    prepared.on_close(partial(setattr, layer, "cast_input_dtype_enabled", before))
     for name in ("lora_A", "lora_B"):
         for module in getattr(layer, name, {}).values():
             if isinstance(module, nn.Linear):
                 module.forward = MethodType(_linear_as_given, module)
-                prepared.on_close(lambda module=module: module.__dict__.pop("forward", None))
+                prepared.on_close(partial(module.__dict__.pop, "forward", None))
 
 
 def _linear_as_given(self: nn.Linear, values: Tensor) -> Tensor:

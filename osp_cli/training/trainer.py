@@ -375,6 +375,13 @@ class Trainer:
                 for key, value in held.items():
                     self.parameters[key].copy_(value)
 
+    def weights(self) -> dict[str, Tensor]:
+        """What is to be used of the run: the moving averages if they are kept, or the parameters.
+
+        Whole and on the CPU, by `module.parameter`. All processes must call it.
+        """
+        return {key: whole(value).cpu() for key, value in (self.average or self.parameters).items()}
+
     def _refuse_to_go_on(self) -> None:
         """After a few bad steps in a row."""
         if self._skipped < _MOST_SKIPPED:

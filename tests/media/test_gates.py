@@ -21,7 +21,6 @@ from osp_cli.media.gates import (
 )
 from osp_cli.media.source_probe import probe_source
 
-
 # The helper beside this file, however pytest imports either.
 make = runpy.run_path(str(Path(__file__).parent / "clips.py"))["make"]
 CODED = ("-c:v", "libx264", "-crf", "23", "-preset", "veryfast")

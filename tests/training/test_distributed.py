@@ -12,7 +12,7 @@ from training_crew import BATCH
 
 from osp_cli.errors import InvalidRequestError
 from osp_cli.training.checkpoints import checkpoints_in, find_checkpoint
-from osp_cli.training.distributed import current_group, join_group
+from osp_cli.training.distributed import check_context, current_group, join_group
 
 slow = pytest.mark.slow
 
@@ -66,6 +66,7 @@ def lone(crew, tmp_path_factory):
         ("sharded", 2, 1),
         pytest.param("sharded checkpointing", 2, 1, marks=slow),
         pytest.param("full sharded", 2, 1, marks=slow),
+        pytest.param("half sharded", 2, 1, marks=slow),
         ("", 2, 2),
         ("sharded", 2, 2),
         pytest.param("full sharded", 4, 2, marks=slow),
@@ -75,12 +76,15 @@ def lone(crew, tmp_path_factory):
 def test_processes_take_the_steps_of_one(crew, lone, tmp_path, how, world, context):
     """Batches of three among two: shares are uneven, and those of one sample leave one idle."""
     crew.run("train_wan", world, folder=tmp_path, how=how, context=context)
-    assert_same_run(tmp_path, lone("full" if "full" in how else ""))
+    whole = lone(" ".join(word for word in how.split() if word in ("full", "half")))
+    assert_same_run(tmp_path, whole)
     reports = [told(tmp_path, rank) for rank in range(world)]
     for rank, report in enumerate(reports):
         assert (report["rank"], report["world"]) == (rank // context, world // context)
         assert report["reports"] == reports[0]["reports"]
         assert report["saved"] == [2, 4, 5]
+        # What is exported is whole everywhere.
+        assert report["length"] == pytest.approx(told(whole)["length"], rel=1e-5)
 
 
 def test_what_a_pass_holds_does_not_matter(crew, lone, tmp_path):
@@ -166,6 +170,23 @@ def test_a_process_alone_has_nobody_to_wait_for(monkeypatch):
         assert group.mean(0.25) == 0.25
         assert group.maximum(3) == 3
         group.wait_for_all()
+
+
+@pytest.mark.parametrize(
+    ("heads", "tokens", "told"),
+    [
+        (40, [13312, 20280], None),
+        (12, [], None),
+        (6, [8], "6 attention heads cannot .* --context-parallel 4"),
+        (12, [20280, 33, 18], "samples of 18, 33 tokens cannot"),
+    ],
+)
+def test_what_cannot_be_shared_out_is_refused(heads, tokens, told):
+    if told is None:
+        check_context(heads, tokens, 4)
+    else:
+        with pytest.raises(InvalidRequestError, match=told):
+            check_context(heads, tokens, 4)
 
 
 def test_groups_that_do_not_come_out_even_are_refused(monkeypatch):

@@ -71,9 +71,8 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(path, monkeypatch):
     manifest.put({"id": "a"})
     manifest.save()
     monkeypatch.setattr("osp_cli.media.files.os.fsync", lambda number: 1 / 0)
-    manifest.put({"id": "b"}) if manifest._save_after > 1e18 else None
+    manifest.clear()
     with pytest.raises(ZeroDivisionError):
-        manifest.clear()
         manifest.save()
     assert path.read_text() == '{"id": "a"}\n'
     assert [item.name for item in path.parent.iterdir()] == ["osp.jsonl"]

@@ -81,7 +81,7 @@ def test_texts_beside_sources_are_their_captions(clips):
         "a fox, the camera pans left",
         "a tree, the camera pans left",
     ]
-    assert list(captions_for(found, "{style}: {caption}").values())[0] == (
+    assert next(iter(captions_for(found, "{style}: {caption}").values())) == (
         "{style}: a fox, the camera pans left"
     )
 
