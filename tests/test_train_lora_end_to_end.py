@@ -155,7 +155,11 @@ def test_the_files_of_a_run(there):
     assert [line["step"] for line in metrics(run)] == list(range(1, STEPS + 1))
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in metrics(run))
     report = json.loads((run / "dataset_report.json").read_text())
-    assert len(report["windows"]) == 3 if isinstance(report["windows"], list) else report["windows"] == 3
+    assert (
+        len(report["windows"]) == 3
+        if isinstance(report["windows"], list)
+        else report["windows"] == 3
+    )
     with Image.open(run / "samples" / "step-000006-1.jpg") as strip:
         # Five pictures of a square side by side.
         assert strip.width == 5 * strip.height
@@ -197,7 +201,8 @@ def test_the_style_is_known_and_does_something(there):
         assert (outcome.code, outcome.out) == (0, f"{name}\n"), outcome.err
     assert osp("generate", "photo.png", "pan left", *CLIP, "-o", "after.mp4").code == 0
     clips = {
-        name: (there / f"{name}.mp4").read_bytes() for name in ("before", "after", "styled", "weights")
+        name: (there / f"{name}.mp4").read_bytes()
+        for name in ("before", "after", "styled", "weights")
     }
     # Without it everything is as it was, bit for bit.
     assert clips["after"] == clips["before"]
@@ -238,7 +243,10 @@ def test_samples_do_not_disturb_the_run(run, away):
     assert without.code == 0
     assert not (away / "plain" / "samples").exists()
     assert metrics(away / "plain") == metrics(run)
-    plain, sampled = tensors(away / "plain" / "plain.safetensors"), tensors(run / "glass.safetensors")
+    plain, sampled = (
+        tensors(away / "plain" / "plain.safetensors"),
+        tensors(run / "glass.safetensors"),
+    )
     assert plain.keys() == sampled.keys()
     assert all(np.array_equal(plain[name], sampled[name]) for name in plain)
 
@@ -264,7 +272,10 @@ def test_a_run_goes_on_with_its_own_settings_only(run, flags, key):
 
 def test_never_begins_anew_if_it_may(run):
     refused(
-        train("--trigger", "stained glass", "--resume", "never"), 2, "--resume never", "-y replaces it"
+        train("--trigger", "stained glass", "--resume", "never"),
+        2,
+        "--resume never",
+        "-y replaces it",
     )
     outcome = train("--trigger", "new", "--resume", "never", "--max-steps", "3", "-y")
     assert outcome.code == 0, outcome.err
@@ -482,7 +493,11 @@ def test_all_weights(away):
     assert "osp download osp-mini --local" in outcome.err
     state = tensors(away / "full" / "checkpoints" / "step-000002" / "state.safetensors")
     first = tensors(away / "full" / "checkpoints" / "step-000001" / "state.safetensors")
-    trained = {name.removeprefix("parameter/transformer.") for name in state if name.startswith("parameter/")}
+    trained = {
+        name.removeprefix("parameter/transformer.")
+        for name in state
+        if name.startswith("parameter/")
+    }
     own = {name for name in trained if "project" in name or "fourier" in name}
     assert own, sorted(trained)[:40]
     for name in own:

@@ -90,6 +90,15 @@ class DataGroup:
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
 
+    def told(self, value: Any) -> Any:
+        """What the first process has of it, for all; plain objects only. All must call it."""
+        if self.world == 1:
+            return value
+        box = [value]
+        # From one process of this run to another: nobody else can speak here.
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
     def wait_for_all(self) -> None:
         """Until every process has called it."""
         self.maximum(0)
