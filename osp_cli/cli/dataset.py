@@ -133,6 +133,14 @@ def build(
         str,
         typer.Option("--animator", metavar="NAME", help="procedural, or one of `osp models`"),
     ] = "procedural",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="FOLDER",
+            help="A CLIP model that must find the style in every picture and clip",
+        ),
+    ] = None,
     min_seconds: Annotated[
         float | None,
         typer.Option(
@@ -197,6 +205,7 @@ def build(
     settings, notices = settle_build(
         stylizer=_engine(stylizer),
         animator=animator,
+        judge=None if judge is None else str(Path(judge).resolve()),
         num_frames=num_frames,
         fps=fps,
         size=None if size is None else (size.width, size.height),
