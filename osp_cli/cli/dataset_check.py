@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from osp_cli.cli import console
-from osp_cli.cli.options import DebugOpt, JsonOpt, QuietOpt
+from osp_cli.cli.options import DebugOpt, FpsOpt, FramesOpt, JsonOpt, ModelOpt, QuietOpt
 from osp_cli.dials import Size, size, whole_number
-from osp_cli.train_request import TrainRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from osp_cli.registry import ModelSpec
     from osp_cli.training.dataset.entries import DatasetReport, Finding
 
 EXAMPLES = """\
@@ -30,9 +28,6 @@ Examples:
   osp dataset check metadata.jsonl --json --report report.json
 """
 
-# The paper's (section 6.4), for models that see so much.
-_PAPER_SIZE = (512, 512)
-_PAPER_FRAMES = 49
 _MOST_CLIPS = 40
 _MOST_HINTS = 3
 
@@ -42,31 +37,47 @@ def check(
         Path,
         typer.Argument(metavar="DATA", help="A folder of clips, or a file that lists them"),
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", metavar="NAME", help="One of `osp models`")
-    ] = "osp-mini",
+    model: ModelOpt = None,
     mode: Annotated[
         str | None,
         typer.Option("--mode", metavar="NAME", help="flash, t2v or inpaint [the model's]"),
+    ] = None,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            "--condition", metavar="NAME", help="auto, first, source or plain [the model's]"
+        ),
     ] = None,
     chosen_size: Annotated[
         Size | None,
         typer.Option("--size", metavar="WxH", parser=size, help="Pixels [512x512; osp-mini's own]"),
     ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            "--frames", "-f", metavar="N", parser=whole_number("--frames"), help="4k+1 [49]"
-        ),
-    ] = None,
-    fps: Annotated[int, typer.Option("--fps", metavar="N", help="Frames per second")] = 16,
+    frames: FramesOpt = None,
+    fps: FpsOpt = None,
     stride: Annotated[
         int | None,
-        typer.Option("--stride", metavar="N", help="Every n-th frame of the file instead"),
+        typer.Option(
+            "--stride",
+            metavar="N",
+            parser=whole_number("--stride"),
+            help="Every n-th frame of a file instead, whatever its rate",
+        ),
     ] = None,
     windows: Annotated[
-        int, typer.Option("--windows", metavar="N", help="Parts of a long clip that are used")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--windows",
+            metavar="N",
+            parser=whole_number("--windows"),
+            help="Parts of a long clip that are used, at most [4]",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", parser=whole_number("--seed"), help="Where the parts lie [42]"
+        ),
+    ] = None,
     no_bucket: Annotated[
         bool,
         typer.Option("--no-bucket", help="Cut all clips to one size and length"),
@@ -89,26 +100,30 @@ def check(
 
     The exit code is 2 where something cannot be trained on.
     """
-    from osp_cli.registry import find_model
+    from osp_cli.config import TRAINING, stored_layers
+    from osp_cli.train_settings import settle_training
 
-    spec = find_model(model)
-    width, height = chosen_size or training_size(spec)
-    request = TrainRequest(
-        dataset=data,
-        name="check",
-        output=Path(),
+    # As `osp train-lora` would settle them, so that both say the same about the same clips.
+    settled = settle_training(
+        data,
+        Path("check"),
+        layers=stored_layers(TRAINING, None),
+        manner={"allow_empty": allow_empty, "allow_upscale": allow_upscale},
         model=model,
-        mode=mode or spec.train_mode,
-        width=width,
-        height=height,
-        num_frames=frames if frames is not None else min(_PAPER_FRAMES, spec.max_frames),
+        mode=mode,
+        condition=condition,
+        size=chosen_size,
+        num_frames=frames,
         fps=fps,
         stride=stride,
         windows=windows,
-        bucket=not no_bucket,
-        allow_empty=allow_empty,
-        allow_upscale=allow_upscale,
+        bucket=False if no_bucket else None,
+        seed=seed,
     )
+    request = settled.request
+    if not quiet:
+        for notice in settled.notices:
+            console.say(notice)
     from osp_cli.media.files import check_writable
     from osp_cli.training.dataset.check import CheckSettings, check_dataset
     from osp_cli.training.dataset.entries import refuse
@@ -126,12 +141,6 @@ def check(
     elif not quiet:
         _write(found)
     refuse(found, skip_invalid=False)
-
-
-def training_size(spec: ModelSpec) -> tuple[int, int]:
-    """The paper's size where the model sees so many pixels, else the model's own."""
-    width, height = _PAPER_SIZE
-    return _PAPER_SIZE if width * height <= spec.max_pixels else spec.default_size
 
 
 def write_report(report: DatasetReport, path: Path) -> None:

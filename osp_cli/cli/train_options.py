@@ -124,7 +124,11 @@ def with_train_flags(command: Callable[..., None]) -> Callable[..., None]:
 def _parameter(name: str) -> inspect.Parameter:
     dial, shown = TRAIN_DIALS[name], HELP[name]
     names = [f"--{name}", *([f"-{dial.short}"] if dial.short else [])]
-    common = {"help": shown.text, "rich_help_panel": shown.panel, "show_default": False}
+    common: dict[str, Any] = {
+        "help": shown.text,
+        "rich_help_panel": shown.panel,
+        "show_default": False,
+    }
     annotation: Any
     if dial.is_switch:
         annotation = Annotated[bool | None, typer.Option(f"--{name}/--no-{name}", **common)]

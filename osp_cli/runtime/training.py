@@ -33,7 +33,7 @@ from osp_cli.events import (
 from osp_cli.hub.lora_install import check_name
 from osp_cli.media.files import explained
 from osp_cli.plan import Plan
-from osp_cli.registry import ModelSpec
+from osp_cli.registry import ModelSpec, presets_dir
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
 from osp_cli.runtime.memory_errors import is_out_of_memory
@@ -70,8 +70,9 @@ from osp_cli.training.order import SampleOrder
 from osp_cli.training.trainer import LoopSettings, Trainer
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Pictures of the data that samples begin with, where the user names none.
+# Pictures that samples begin with, where the user names none.
 _PICTURES = 3
+_PHOTO = "photo.jpg"
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class _Run:
 
 def train(
     request: TrainRequest,
-    report: DatasetReport,
+    report: DatasetReport | None,
     *,
     stop: StopSignal | None = None,
     dry_run: bool = False,
@@ -107,7 +108,8 @@ def train(
 
     Args:
         request: what to train.
-        report: of the data, which can be trained on.
+        report: of the data, which can be trained on; of several processes the first has looked at
+            them, and tells the others.
         stop: asked after each step whether to save and end.
         dry_run: end with the plan.
 
@@ -121,6 +123,8 @@ def train(
     group = DataGroup()
     if not dry_run:
         group = join_group(request.context_parallel, resolve_device(request.device))
+        report = group.told(report)
+    assert report is not None
     try:
         for event in _explained(request, _train(request, report, group, stop, dry_run=dry_run)):
             if isinstance(event, TrainStepDone):
@@ -164,7 +168,8 @@ def _train(
     if not (request.cache_only or dry_run):
         _refuse_name(request)
     weights = request.spec.weights_dir()
-    plan = plan_training(request, report)
+    # One plan for all: they may have less or more memory free at this moment.
+    plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
     if dry_run:
         return
@@ -237,25 +242,30 @@ def _new_run(
 
 
 def _pictures(request: TrainRequest, report: DatasetReport) -> list[Any]:
-    """What samples begin with: the user's pictures, or some that the data's clips follow from."""
+    """What samples begin with: the user's pictures, or a photo and some of the data's own.
+
+    Not first frames that have the style already, where the adapter is to bring it to plain ones.
+    """
     from PIL import Image
 
     if request.mode == "t2v":
         return []
     if request.sample_images:
         return sample_pictures(request.sample_images)
-    chosen: dict[Path, Any] = {}
+    found: list[Any] = [Image.open(presets_dir() / "training" / _PHOTO).convert("RGB")]
+    seen: set[Path] = set()
     for window in report.windows:
-        if window.entry.path in chosen:
+        kind = condition_of(window, request)
+        if kind == "plain" or window.entry.path in seen:
             continue
-        if condition_of(window, request) == "source":
-            chosen[window.entry.path] = read_source(window)
+        seen.add(window.entry.path)
+        if kind == "source":
+            found.append(read_source(window))
         else:
-            frame = read_window(window, request.fps, request.stride)[0]
-            chosen[window.entry.path] = Image.fromarray(frame)
-        if len(chosen) == _PICTURES:
+            found.append(Image.fromarray(read_window(window, request.fps, request.stride)[0]))
+        if len(found) == _PICTURES:
             break
-    return list(chosen.values())
+    return found
 
 
 def _encode(run: _Run, stop: StopSignal) -> Iterator[Event]:
@@ -377,10 +387,17 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         )
         yield from map(Notice, trainer.notices)
         if trainer.resumed is not None:
-            yield Notice(f"going on after step {trainer.step} of {trainer.settings.steps}")
+            yield Notice(_resumed_notice(trainer))
         page = RunPage(request, run.report, plan, run.samples) if group.writes else None
         yield from _steps(run, trainer, order, stop, page)
         yield from _finish(run, trainer, page)
+
+
+def _resumed_notice(trainer: Trainer) -> str:
+    done, steps = trainer.step, trainer.settings.steps
+    if done >= steps:
+        return f"the run is finished, after step {done}: --max-steps {2 * done} would go on"
+    return f"going on after step {done} of {steps}"
 
 
 def _finish(run: _Run, trainer: Trainer, page: RunPage | None) -> Iterator[Event]:

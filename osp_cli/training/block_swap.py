@@ -65,6 +65,29 @@ class HostBuffer:
             start += len(part)
 
 
+class _SideStream:
+    """A stream of copies beside those that compute."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def begin(self, copy: Callable[[], None]) -> Any:
+        """Copies when all that was asked of the device up to now is done; gives its end."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            copy()
+            return self._stream.record_event()
+
+    def wait_for(self, end: Any) -> None:
+        """What is asked of the device from now on comes after that end."""
+        torch.cuda.current_stream(self._device).wait_event(end)
+
+    def finish(self) -> None:
+        """Until all copies are done."""
+        torch.cuda.synchronize(self._device)
+
+
 class _Waiting:
     """One block: its frozen parameters, their bytes on the host, and where each begins in them."""
 
@@ -97,38 +120,24 @@ class _Waiting:
             for start, shape, dtype in self.places
         ]
 
-    def point(self, flat: Tensor) -> None:
-        """Makes the parameters views of these bytes."""
-        for parameter, view in zip(self.parameters, self.views(flat), strict=True):
+    def use(self, flat: Tensor) -> None:
+        """Names the bytes that the parameters lie in when they are there."""
+        self._place, self._there = flat, self.views(flat)
+
+    def begin(self, copies: _SideStream | None) -> Any:
+        """Lets the bytes come, at once or beside what computes; gives the end of that."""
+        copy = partial(self.host.write, self._place)
+        return copy() if copies is None else copies.begin(copy)
+
+    def enter(self) -> None:
+        """Makes the parameters views of those bytes."""
+        for parameter, view in zip(self.parameters, self._there, strict=True):
             parameter.data = view
 
     def leave(self) -> None:
         """Makes the parameters take no memory."""
         for parameter, nothing in zip(self.parameters, self._nothing, strict=True):
             parameter.data = nothing
-
-
-class _SideStream:
-    """A stream of copies beside those that compute."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-
-    def begin(self, copy: Callable[[], None]) -> Any:
-        """Copies when all that was asked of the device up to now is done; gives its end."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
-            copy()
-            return self._stream.record_event()
-
-    def wait_for(self, end: Any) -> None:
-        """What is asked of the device from now on comes after that end."""
-        torch.cuda.current_stream(self._device).wait_event(end)
-
-    def finish(self) -> None:
-        """Until all copies are done."""
-        torch.cuda.synchronize(self._device)
 
 
 class BlockSwap:
@@ -186,6 +195,8 @@ class BlockSwap:
             torch.empty(size, dtype=torch.uint8, device=self.device) for _ in range(count)
         ]
         numbers = {index: number for number, index in enumerate(self.indices)}
+        for number, waiting in enumerate(self._waiting):
+            waiting.use(self._slots[number % SLOTS])
         for index, block in enumerate(self._blocks):
             self._handles.append(block.register_forward_pre_hook(self._before(numbers.get(index))))
             if index in numbers:
@@ -202,8 +213,9 @@ class BlockSwap:
             self._side.finish()
         for waiting in self._waiting:
             flat = torch.empty(waiting.size, dtype=torch.uint8)
-            waiting.host.write(flat)
-            waiting.point(flat)
+            waiting.use(flat)
+            waiting.begin(None)
+            waiting.enter()
         self._waiting.clear()
         self._slots.clear()
         self._held = [None] * SLOTS
@@ -247,7 +259,7 @@ class BlockSwap:
             if self._held[number % SLOTS] != number:
                 return  # it could not even come
             # Layerwise casting leaves copies.
-            self._waiting[number].point(self._slots[number % SLOTS])
+            self._waiting[number].enter()
             if self._is_recomputing:
                 self._pending = number
             else:
@@ -269,12 +281,6 @@ class BlockSwap:
         before, self._held[slot] = self._held[slot], None
         if before is not None:
             self._waiting[before].leave()
-        flat = self._slots[slot]
-        copy = partial(self._waiting[number].host.write, flat)
-        if self._side is None:
-            copy()
-        else:
-            # Until then, something may still read what was there.
-            self._ends[slot] = self._side.begin(copy)
-        self._waiting[number].point(flat)
+        self._ends[slot] = self._waiting[number].begin(self._side)
+        self._waiting[number].enter()
         self._held[slot] = number

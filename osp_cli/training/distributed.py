@@ -10,14 +10,13 @@ its tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -28,6 +27,9 @@ from osp_cli.models.context_parallel import an_accelerator
 
 # Where the processes of `train_launch` meet, in place of an address and a port.
 MEETING_VARIABLE = "OSP_MEETING"
+
+# phi of FlashI2V, which is applied to the first frame before the model is.
+_CALLED = ("learnable_proj",)
 
 # A step, or a sample that the first process makes, that has not ended by then never will; that a
 # process died is noticed at once.
@@ -87,6 +89,15 @@ class DataGroup:
         most = torch.tensor(value)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
+
+    def told(self, value: Any) -> Any:
+        """What the first process has of it, for all; plain objects only. All must call it."""
+        if self.world == 1:
+            return value
+        box = [value]
+        # From one process of this run to another: nobody else can speak here.
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
 
     def wait_for_all(self) -> None:
         """Until every process has called it."""
@@ -170,7 +181,9 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def shard(model: nn.Module, group: DataGroup, blocks: str = "blocks") -> nn.Module:
+def shard(
+    model: nn.Module, group: DataGroup, blocks: str = "blocks", whole: Sequence[str] = _CALLED
+) -> nn.Module:
     """Share a model's parameters out among all processes (torch's FSDP2), in place.
 
     Frozen and trained ones alike; adapters must be in it already. Whole parameters exist one block
@@ -180,22 +193,49 @@ def shard(model: nn.Module, group: DataGroup, blocks: str = "blocks") -> nn.Modu
         model: the same on all processes, on the group's device.
         group: of more than one.
         blocks: the name of its list of transformer blocks.
+        whole: small modules of it that are also called by themselves, and so stay whole.
     """
     assert group.mesh is not None, "a single process has nobody to share with"
     # Processes of a context group hold parts of their own too.
     everybody = init_device_mesh(group.device.type, (group.world,), mesh_dim_names=("shard",))
     for block in model.get_submodule(blocks).children():
         fully_shard(block, mesh=everybody)
-    fully_shard(model, mesh=everybody)
+    kept = [getattr(model, name) for name in whole if hasattr(model, name)]
+    ignored = {parameter for module in kept for parameter in module.parameters()}
+    fully_shard(model, mesh=everybody, ignored_params=ignored)
     return model
+
+
+def check_context(heads: int, num_tokens: Iterable[int], degree: int) -> None:
+    """Refuse processes among which the samples cannot be shared out evenly.
+
+    Args:
+        heads: of the transformer's attention.
+        num_tokens: of the samples, one number for each of their sizes.
+        degree: how many processes share a sample.
+
+    Raises:
+        InvalidRequestError: the message names what is left over.
+    """
+    uneven = sorted({count for count in num_tokens if count % degree})
+    if heads % degree:
+        what = f"{heads} attention heads"
+    elif uneven:
+        what = f"samples of {', '.join(map(str, uneven[:5]))} tokens"
+    else:
+        return
+    raise InvalidRequestError(
+        f"{what} cannot be shared out evenly to --context-parallel {degree}",
+        hint="leave out --context-parallel, or choose a --size and --frames that divide",
+    )
 
 
 def enable_context_parallel(model: Any, group: DataGroup) -> None:
     """Share the tokens of each sample among the processes of a context group (Ulysses).
 
-    Before `shard`, if both. Heads and tokens must divide evenly. Each process sees the whole
-    output, but its gradients are only its tokens' share: the true ones are the sum over the group.
-    `Trainer` sees to that.
+    Before `shard`, if both; see `check_context`. Each process sees the whole output, but its
+    gradients are only its tokens' share: the true ones are the sum over the group. `Trainer` sees
+    to that.
 
     Args:
         model: a Wan transformer of diffusers.
@@ -204,12 +244,9 @@ def enable_context_parallel(model: Any, group: DataGroup) -> None:
     Raises:
         InvalidRequestError: the heads cannot be shared out.
     """
-    heads = model.config.num_attention_heads
-    if heads % group.context_world:
-        raise InvalidRequestError(
-            f"{heads} attention heads cannot be shared out evenly to "
-            f"--context-parallel {group.context_world}"
-        )
+    from diffusers import ContextParallelConfig  # seconds, which a lone process need not wait for
+
+    check_context(model.config.num_attention_heads, (), group.context_world)
     assert group.mesh is not None, "a single process has nobody to share with"
     config = ContextParallelConfig(
         ulysses_degree=group.context_world, mesh=group.mesh["ring", "ulysses"]
@@ -222,6 +259,12 @@ def whole(tensor: Tensor) -> Tensor:
     """A tensor of which each process holds a part, or any other; all must call it."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 @torch.no_grad()
@@ -254,6 +297,8 @@ def gradient_norm(parameters: Mapping[str, nn.Parameter]) -> Tensor:
         ]
         if held:
             norms.append(whole(nn.utils.get_total_norm(held)))
+    if not norms:
+        return torch.zeros(())
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

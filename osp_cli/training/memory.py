@@ -12,10 +12,10 @@ what was rounded already.
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import MethodType
 from typing import Any, Self
 
@@ -114,12 +114,19 @@ def prepare_base(
     return prepared
 
 
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that were taken so far: of the device, on the CPU of the process."""
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that were taken so far: of the device, on the CPU of the process.
+
+    None where the system does not tell.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if device.type == "mps":
         return int(torch.mps.driver_allocated_memory())
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
 
@@ -145,12 +152,12 @@ def _compute_as_given(layer: BaseTunerLayer, prepared: PreparedBase) -> None:
     """The LoRA's products in the precision of their input, which PEFT is told to leave alone."""
     before = layer.__dict__.get("cast_input_dtype_enabled", True)
     layer.cast_input_dtype_enabled = False
-    prepared.on_close(lambda: setattr(layer, "cast_input_dtype_enabled", before))
+    prepared.on_close(partial(setattr, layer, "cast_input_dtype_enabled", before))
     for name in ("lora_A", "lora_B"):
         for module in getattr(layer, name, {}).values():
             if isinstance(module, nn.Linear):
                 module.forward = MethodType(_linear_as_given, module)
-                prepared.on_close(lambda module=module: module.__dict__.pop("forward", None))
+                prepared.on_close(partial(module.__dict__.pop, "forward", None))
 
 
 def _linear_as_given(self: nn.Linear, values: Tensor) -> Tensor:

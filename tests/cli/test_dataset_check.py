@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import runpy
 import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
 
 from osp_cli.cli import app as cli
-from osp_cli.cli.dataset_check import check, report_lines, show_report, training_size
-from osp_cli.registry import model_specs
+from osp_cli.cli.dataset_check import check, report_lines, show_report
 from osp_cli.training.dataset.entries import DatasetReport, Entry, Finding, Window
 
-from ..media import clips
+clips = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "media" / "clips.py")))
 
 
 @pytest.fixture
@@ -33,12 +35,12 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def data(tmp_path):
-    """Two clips for the built-in model; one has no caption."""
+    """Two clips for the built-in model, of 1.5 and 1.6 seconds; one has no caption."""
     folder = tmp_path / "data"
     folder.mkdir()
-    for name in ("a", "b"):
-        clips.run("-f", "lavfi", "-i", f"testsrc2=s=480x272:r=24:d=1.{ord(name) - 92}",
-                  "-pix_fmt", "yuv420p", "-preset", "ultrafast", folder / f"{name}.mp4")  # fmt: skip
+    for name, seconds in (("a", 1.5), ("b", 1.6)):
+        clips.run("-f", "lavfi", "-i", f"testsrc2=s=480x272:r=24:d={seconds}",
+                  "-pix_fmt", "yuv420p", folder / f"{name}.mp4")  # fmt: skip
     (folder / "a.txt").write_text("a test picture")
     return folder
 
@@ -100,7 +102,6 @@ def test_the_report_is_a_file_too(run, data, tmp_path):
     ("arguments", "words"),
     [
         (["--size", "450x256"], "multiples of 32"),
-        (["--frames", "16"], "4k+1"),
         (["--model", "nothing"], "nothing"),
         (["--mode", "t2v"], "moves pictures"),
         (["--stride", "0"], "--stride"),
@@ -122,10 +123,22 @@ def test_there_is_no_dataset(run, tmp_path):
     assert "nothing to train on" in err
 
 
-def test_sizes_that_models_are_trained_at():
-    specs = model_specs()
-    assert training_size(specs["uniworld-osp2-14b"]) == (512, 512)
-    assert training_size(specs["osp-mini"]) == specs["osp-mini"].default_size
+def test_frames_are_rounded_as_for_training(run, data):
+    (data / "b.txt").write_text("another")
+    code, _, err = run(data, "--frames", 16)
+    assert code == 0
+    assert "16 frames became 17" in err
+    assert "2 x 448x256x17 frames" in err
+
+
+def test_settings_are_those_of_training(run, data, tmp_path, monkeypatch):
+    (data / "b.txt").write_text("another")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "osp.toml").write_text('[train-lora]\nsize = "256x128"\n')
+    code, _, err = run(data)
+    assert code == 0
+    # The nearest to 480x272 of the pixels of 256x128.
+    assert "256x128x17 frames" in err
 
 
 def report_of(tmp_path, findings, num_windows=3):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.registry import find_model
@@ -221,6 +224,9 @@ def test_apple_gpus_have_no_float8():
     with pytest.raises(InvalidRequestError, match="Apple"):
         planned(64, kind="mps", quant="fp8")
     assert planned(64, kind="mps").swap_blocks == 0
+    with pytest.raises(WontFitError) as caught:
+        planned(24, kind="mps")
+    assert "fp8" not in caught.value.hint
 
 
 def test_all_weights_need_several_cards():
@@ -344,9 +350,24 @@ def test_time_follows_from_what_is_computed_and_moved():
     )
     two = planned(80, report=report, speed=400e12, gpus=2)
     assert two.expected_seconds == pytest.approx(quick.expected_seconds / 2, rel=0.01)
+    # Samples count, not places in steps that stay empty, each with its own length.
+    assert planned(80, report=report, speed=400e12, batch_size=4).expected_seconds == (
+        quick.expected_seconds
+    )
+    mixed = report_of(*[((512, 512), 49)] * 10, *[((256, 256), 17)] * 10)
+    assert 1.0 < planned(80, report=mixed, speed=400e12).expected_seconds / (
+        quick.expected_seconds
+    ) < 1.1  # fmt: skip
     # So quick a device would wait for its weights.
     waits = planned(80, report=report, speed=1e18, swap_blocks=40)
     assert waits.expected_seconds == pytest.approx(10 * 2 * 28 / 20, rel=0.05)
+
+
+@pytest.mark.parametrize("changes", [{"swap_blocks": 3}, {"offload_activations": True}])
+def test_what_waits_needs_checkpointing(changes):
+    with pytest.raises(InvalidRequestError, match="gradient checkpointing alone") as caught:
+        planned(80, grad_checkpoint=False, **changes)
+    assert caught.value.hint == "--grad-checkpoint"
 
 
 def test_a_plan_needs_a_shape():
@@ -357,3 +378,35 @@ def test_a_plan_needs_a_shape():
 def test_the_planner_loads_nothing(monkeypatch):
     monkeypatch.setattr(torch, "empty", None)
     assert planned(80).as_json()["expected_parts"]["weights"] > 28 * GB
+
+
+def test_adapters_of_the_conditioner_are_counted_where_they_are_trained():
+    assert planned(80, train_adapter=True).trained_parameters == (
+        planned(80).trained_parameters + 31465472
+    )
+    weights = find_model("osp-mini").find_weights()
+    small = {"model": "osp-mini", "width": 448, "height": 256, "kind": "cpu", "weights": weights}
+    count = sum(
+        tensor.numel()
+        for part in ("adapter", "image_adapter")
+        for path in (weights / part).glob("*.safetensors")
+        for tensor in load_file(path).values()
+    )
+    assert count > 0
+    alone, both = planned(8, **small), planned(8, **small, train_adapter=True)
+    assert both.trained_parameters == alone.trained_parameters + count
+
+
+def test_this_machine_is_looked_at_where_none_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("OSP_HOME", str(tmp_path))
+    request = request_of(
+        "osp-mini", width=448, height=256, device="cpu", max_steps=10, output=tmp_path / "run"
+    )
+    plan = plan_training(request, report_of(*[((448, 256), 17)] * 3))
+    assert plan.device == "cpu"
+    assert plan.steps == 10
+    assert plan.expected_seconds > 0
+    assert 0 < plan.device_bytes < 1 << 62
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10))
+    with pytest.raises(WontFitError, match="of the disk"):
+        plan_training(request, report_of(*[((448, 256), 17)] * 3))

@@ -5,7 +5,13 @@ One tokenizer for each seed: fitting it takes half a second and always gives the
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import tempfile
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -17,6 +23,10 @@ from osp_cli.training.mini_data import Shard, save_shard
 from osp_cli.training.mini_dit import DitObjective, Mixture, Pool, new_transformer
 from osp_cli.training.mini_start import write_start
 from osp_cli.training.mini_vlm import new_conditioner
+
+TESTS = Path(__file__).parents[1]
+# For what is shared with programs.
+sys.path.insert(0, str(TESTS))
 
 CHANNELS = 4
 ROWS, COLUMNS = 4, 6  # of the pool's clips
@@ -122,3 +132,51 @@ def quiet(objective):
         last.bias.zero_()
     yield objective
     last.load_state_dict(kept)
+
+
+class Crew:
+    """Forks processes that train together, see `training_crew`."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def start(self, work, world, **arguments):
+        """Their pids."""
+        with tempfile.NamedTemporaryFile(prefix="osp-meeting-") as file:
+            meeting = file.name
+        arguments = {k: str(v) if isinstance(v, Path) else v for k, v in arguments.items()}
+        job = {"work": work, "world": world, "meeting": meeting, "arguments": arguments}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def wait(self):
+        """Their exit codes."""
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, work, world, **arguments):
+        """Let them do it; each must succeed."""
+        self.start(work, world, **arguments)
+        assert self.wait() == [0] * world
+
+
+@pytest.fixture(scope="session")
+def crew():
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    process = subprocess.Popen(
+        [sys.executable, str(TESTS / "training_crew.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
+            "OMP_NUM_THREADS": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        },
+    )
+    yield Crew(process)
+    process.stdin.close()
+    assert process.wait(timeout=30) == 0
+    process.stdout.close()

@@ -225,3 +225,19 @@ def test_copies_begin_while_another_block_computes():
     # while another one, or the one before it in its place, computes.
     late = [number for number, during in asked if during is None or abs(number - during) < 2]
     assert late == [0, 1]
+
+
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+def test_those_that_are_there_lie_in_their_places_alone(quant):
+    """Layerwise casting leaves a rounded copy of each weight, which would be memory twice."""
+    model = new_base(blocks=4, dtype=torch.bfloat16)
+    with prepare_base(
+        model, dtype=torch.bfloat16, quant=quant, device=CPU, swap_blocks=4
+    ) as prepared:
+        take_steps(model, 1)
+        places = {slot.untyped_storage().data_ptr() for slot in prepared.swap._slots}
+        assert len(prepared.swap.resident()) == len(places) == SLOTS
+        for index in prepared.swap.resident():
+            frozen = [p for p in model.blocks[index].parameters() if not p.requires_grad]
+            assert frozen
+            assert {p.untyped_storage().data_ptr() for p in frozen} <= places

@@ -226,3 +226,22 @@ def test_the_peak_is_of_this_process():
     kept = torch.ones(64 * 2**20, dtype=torch.uint8)
     assert 2**24 < before <= peak_memory(CPU)
     assert peak_memory(CPU) >= kept.nbytes
+
+
+@pytest.mark.parametrize("quant", ["none", "fp8"])
+@pytest.mark.parametrize("swap_blocks", [0, 2, 3])
+@pytest.mark.parametrize("quietly", [torch.no_grad, torch.inference_mode])
+def test_samples_between_steps_change_nothing(quant, swap_blocks, quietly):
+    found = []
+    for looks in (False, True):
+        model = new_base(dtype=torch.bfloat16)
+        losses = []
+        with prepared(model, quant=quant, swap_blocks=swap_blocks):
+            for _ in range(3):
+                losses += take_steps(model, 1)
+                if looks:
+                    with quietly():
+                        assert BASES.predict(model).isfinite().all()
+        found.append((losses, flat(gradients(model))))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])

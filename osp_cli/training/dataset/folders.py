@@ -120,7 +120,11 @@ class _Walk:
 
 def frame_files(folder: Path) -> list[Path]:
     """The pictures of a folder that is a clip, in the order in which people count."""
-    return [path for path in _contents(folder)[0] if path.suffix.lower() in PICTURE_EXTENSIONS]
+    return [
+        path
+        for path in _contents(folder)[0]
+        if path.suffix.lower() in PICTURE_EXTENSIONS and path.is_file()
+    ]
 
 
 def _is_media(path: Path) -> bool:

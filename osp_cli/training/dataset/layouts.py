@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ def read_dataset(path: Path, *, allow_empty: bool = False) -> Listing:
     """
     if path.is_dir():
         return _of_folder(Draft(path, allow_empty))
-    if not path.exists():
+    if not path.is_file():
         raise InvalidRequestError(
             f"there is no dataset at {path}",
             hint="name a folder of clips, or a file that lists them",
@@ -135,7 +136,8 @@ def _add_table(draft: Draft, table: Mapping[str, Any], place: str, home: Path) -
             place, f"no clips: one of {', '.join((*_FOLDER_KEYS, *_LIST_KEYS))} is needed"
         )
     for name in given:
-        target = home / Path(table[name]).expanduser()
+        # As the shell would, which has not seen it.
+        target = home / os.path.expanduser(table[name])  # noqa: PTH111 - never fails
         if name in _LIST_KEYS and target.is_file():
             add_rows(draft, target, repeats=repeats)
         elif name in _FOLDER_KEYS and target.is_dir():

@@ -124,18 +124,20 @@ def inside(root: Path, name: object) -> Path:
     name = name.strip()
     if _ADDRESS.match(name):
         raise BadRowError("bad-row", f"{name} is an address", "fetch the clips first")
-    top = os.path.normpath(root.absolute())
-    # Cleared of `..` as text, and opened so: what was checked is what is read.
-    path = os.path.normpath(Path(top) / name)
-    if path == top:
-        raise BadRowError("bad-row", f"{name} is the dataset itself")
-    if _common(top, path) != top:
-        raise BadRowError(
-            "outside-root",
-            f"{name} is outside of the dataset",
-            f"lists name files below {root}: put it there, or a link to it",
-        )
-    return root / Path(path).relative_to(top)
+    # Cleared of `..` as text, and opened so: what was checked is what is read. A whole path may
+    # name the folder by where it really is.
+    tops = [os.path.normpath(root.absolute()), os.path.realpath(root)]
+    path = os.path.normpath(Path(tops[0]) / name)
+    for top in tops:
+        if path == top:
+            raise BadRowError("bad-row", f"{name} is the dataset itself")
+        if _common(top, path) == top:
+            return root / Path(path).relative_to(top)
+    raise BadRowError(
+        "outside-root",
+        f"{name} is outside of the dataset",
+        f"lists name files below {root}: put it there, or a link to it",
+    )
 
 
 def _common(top: str, path: str) -> str:
@@ -159,10 +161,10 @@ def one_line(text: str) -> str:
 
 def read_caption_file(path: Path, draft: Draft, place: str) -> str | None:
     """The caption in a text file, None without one; findings about it go to `place`."""
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         data = path.read_bytes() if path.stat().st_size <= _MAX_CAPTION_BYTES else None
-    except FileNotFoundError:
-        return None
     except OSError as error:
         draft.caption_trouble(place, f"{path.name} cannot be read ({error.strerror})")
         return None

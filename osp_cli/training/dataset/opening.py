@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 from osp_cli.errors import UnreadableMediaError
+from osp_cli.media.gates import FROZEN_FRACTION
 from osp_cli.media.image import load_image
 from osp_cli.media.source_video import SourceVideo, probe_source, read_frames
 from osp_cli.training.dataset.entries import ERROR, WARNING, Entry, Finding
@@ -19,6 +20,10 @@ from osp_cli.training.dataset.windows import available_frames, part_of
 
 # Files write 15.99 for 16: no frame of ten seconds is shown twice for that.
 _RATE_SLACK = 0.99
+# Pictures a second that are looked at: all are decoded, these alone are scaled as well.
+_LOOK_FPS = 4
+# Reading begins ten seconds early: what is closer is decoded on the way.
+_APART_SECONDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,12 +167,14 @@ def _decode(part: SourceVideo) -> None:
     Raises:
         UnreadableMediaError: they cannot be.
     """
-    total = part.num_frames_at(part.fps)
+    total = part.num_frames_at(_LOOK_FPS)
+    middle, end = total // 2, max(0, total - 1 - _LOOK_FPS)
+    if end - middle > _APART_SECONDS * _LOOK_FPS:
+        for _ in read_frames(part, (16, 16), _LOOK_FPS, start_frame=middle, num_frames=1):
+            pass
+        middle = end
     # A decoder may lose its last pictures, and reading does without half a second of them.
-    near_end = max(0, total - 1 - math.ceil(part.fps))
-    for _ in read_frames(part, (16, 16), part.fps, start_frame=total // 2, num_frames=1):
-        pass
-    for _ in read_frames(part, (16, 16), part.fps, start_frame=near_end):
+    for _ in read_frames(part, (16, 16), _LOOK_FPS, start_frame=middle):
         pass
 
 
@@ -195,6 +202,10 @@ def _open_frames(entry: Entry, settings: CheckSettings, notes: Notes) -> Facts |
             f"{other.name} is {width}x{height}, {paths[0].name} is {first[0]}x{first[1]}",
         )
         return None
+    # A picture that is there twice; those that only look alike would have to be decoded.
+    repeated = sum(before == after for before, after in pairwise(digests))
+    if repeated > FROZEN_FRACTION * max(1, len(digests) - 1):
+        notes.warning("frozen", f"{repeated} of {len(paths)} pictures repeat the one before")
     if entry.cut is not None:
         begin, end = (round(seconds * settings.fps) for seconds in entry.cut)
         if begin >= len(paths):

@@ -143,6 +143,8 @@ def add_flash_list(draft: Draft, path: Path) -> None:
 
 def is_flash_list(path: Path) -> bool:
     """Whether the first line of a text file is one of such a list."""
+    if not path.is_file():
+        return False
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
             first = next(

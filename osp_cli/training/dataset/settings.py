@@ -96,8 +96,8 @@ class CheckSettings:
 
     @property
     def uses_sources(self) -> bool:
-        """Whether the pictures beside the clips are looked at."""
-        return self.mode != "t2v" and self.condition in ("auto", "source")
+        """Whether the pictures beside the clips are looked at, where there are any."""
+        return self.mode != "t2v" and self.condition != "first"
 
 
 def _like(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from osp_cli.training.dataset.check import CheckSettings, check_dataset
 
-from ...media import clips
+clips = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "media" / "clips.py")))
 
 
 @pytest.fixture(scope="session")

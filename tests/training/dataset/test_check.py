@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from osp_cli.media import ffmpeg
 from osp_cli.training.dataset.clip_check import about_tokens
 from osp_cli.training.dataset.entries import ERROR, WARNING, refuse
 
-from ...media import clips
+clips = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "media" / "clips.py")))
 
 
 def found(report, place=None):
@@ -90,6 +93,20 @@ def test_pictures_that_cannot_be_decoded(tmp_path, clip, checked, name):
     report = checked(tmp_path)
     assert ("unreadable", ERROR) in found(report)
     assert not report.windows
+
+
+@pytest.mark.parametrize("zeroed", [None, (0.4, 0.6), (0.7, 1.0)])
+def test_long_clips_are_read_in_their_middle_and_at_their_end(tmp_path, clip, checked, zeroed):
+    path = clip(tmp_path / "a.mp4", "-g", "4", "-x264-params", "scenecut=0", seconds=40, fps=16)
+    data = bytearray(path.read_bytes())
+    if zeroed:
+        length = data.rindex(b"moov") - 4
+        start, end = (round(share * length) for share in zeroed)
+        data[start:end] = bytes(end - start)
+        path.write_bytes(data)
+    report = checked(tmp_path, windows=1)
+    wanted = {("unreadable", ERROR)} if zeroed else set()
+    assert {each for each in found(report) if each[1] == ERROR} == wanted
 
 
 def test_sound_that_goes_on_is_no_damage(tmp_path, clip, checked):
@@ -324,10 +341,13 @@ def test_numbered_pictures_are_a_clip(tmp_path, checked):
     report = checked(tmp_path)
     assert report.findings == ()
     assert report.buckets == {"64x64x17": 1}
-    Image.new("RGB", (80, 96)).save(folder / "19.png")
-    assert found(checked(tmp_path)) == {("unreadable", ERROR)}
+    for number in range(8):
+        (folder / f"{number}.png").write_bytes((folder / "0.png").read_bytes())
+    assert found(checked(tmp_path)) == {("frozen", WARNING)}
+    Image.effect_noise((80, 96), 50).convert("RGB").save(folder / "19.png")
+    assert ("unreadable", ERROR) in found(checked(tmp_path))
     (folder / "19.png").write_bytes(b"")
-    assert found(checked(tmp_path)) == {("unreadable", ERROR)}
+    assert ("unreadable", ERROR) in found(checked(tmp_path))
 
 
 def test_pictures_that_clips_follow_from(tmp_path, clip, checked):
@@ -335,7 +355,7 @@ def test_pictures_that_clips_follow_from(tmp_path, clip, checked):
     assert found(checked(tmp_path, condition="source")) == {("no-source", ERROR)}
     picture = tmp_path / "a.source.png"
     Image.new("RGB", (96, 96), "red").save(picture)
-    for condition in ("source", "auto"):
+    for condition in ("source", "auto", "plain"):
         report = checked(tmp_path, condition=condition)
         assert report.findings == ()
         assert len(report.windows[0].source_content) == 64
@@ -353,7 +373,7 @@ def test_windows_of_a_long_clip(tmp_path, clip, checked):
     assert report.findings == ()
     starts = [window.start for window in report.windows]
     assert len(starts) == 4
-    assert all(b - a >= 17 / 16 - 1e-9 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a >= 17 / 16 - 1e-9 for a, b in pairwise(starts))
     assert len(checked(tmp_path, windows=2).windows) == 2
     assert [w.start for w in checked(tmp_path).windows] == starts
     assert [w.start for w in checked(tmp_path, seed=7).windows] != starts

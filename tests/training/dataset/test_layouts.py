@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -77,7 +79,8 @@ def test_json_and_tables_say_the_same(folder):
     expected = [("a.mp4", "one, two", 3), ("b.mp4", "three", 1)]
     for name, text in {
         "metadata.json": json.dumps(rows),
-        "metadata.csv": 'file_name,text,num_repeats,source\na.mp4, "one, two",3,\nb.mp4,three,,c.png',
+        "metadata.csv": "file_name,text,num_repeats,source\n"
+        'a.mp4, "one, two",3,\nb.mp4,three,,c.png',
         "metadata.jsonl": "\n".join(map(json.dumps, rows)),
     }.items():
         path = folder / name
@@ -357,3 +360,80 @@ def test_what_is_no_dataset_is_refused(tmp_path, name, text):
 def test_an_empty_folder_lists_nothing(tmp_path):
     listing = read_dataset(tmp_path)
     assert (listing.entries, listing.findings, listing.num_entries) == ((), (), 0)
+
+
+def test_the_folder_may_be_reached_through_a_link(folder, tmp_path_factory):
+    link = tmp_path_factory.mktemp("other") / "link"
+    link.symlink_to(folder, target_is_directory=True)
+    for name in ("a.mp4", str(folder / "a.mp4"), str(link / "a.mp4")):
+        assert inside(link, name) == link / "a.mp4"
+
+
+def test_pipes_are_not_waited_for(folder):
+    for name in ("a.txt", "data.txt", "metadata.jsonl", "d.mp4"):
+        os.mkfifo(folder / name)
+    listing = read_dataset(folder)
+    assert [entry.caption for entry in listing.entries] == [None] * 4
+    with pytest.raises(InvalidRequestError):
+        read_dataset(folder / "metadata.jsonl")
+
+
+ROW_VALUES = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=4,
+)
+KNOWN_COLUMNS = ("video", "caption", "cap", "cut", "fps", "source", "num_repeats", "style")
+
+
+@given(row=st.dictionaries(st.sampled_from(KNOWN_COLUMNS), ROW_VALUES), known=st.booleans())
+def test_no_row_is_too_strange(tmp_path_factory, row, known):
+    folder = tmp_path_factory.mktemp("strange")
+    row = {"video": "a.mp4", "caption": "x", **row} if known else row
+    path = write_lines(folder / "metadata.jsonl", row)
+    listing = read_dataset(path)
+    assert listing.places == ("metadata.jsonl:1",)
+    for entry in listing.entries:
+        assert entry.path.is_relative_to(folder)
+        assert entry.repeats >= 1
+        assert entry.cut is None or 0 <= entry.cut[0] < entry.cut[1]
+
+
+@given(
+    data=st.binary(max_size=60) | st.text('[]{}:,"abvideo \n\\', max_size=60).map(str.encode),
+    name=st.sampled_from(
+        ["osp.jsonl", "metadata.jsonl", "metadata.json", "metadata.csv", "x.toml", "data.txt"]
+    ),
+)
+def test_no_file_is_too_strange(tmp_path_factory, data, name):
+    path = tmp_path_factory.mktemp("strange") / name
+    path.write_bytes(data)
+    for root in (path, path.parent):
+        with contextlib.suppress(InvalidRequestError):
+            listing = read_dataset(root)
+            assert len(listing.places) >= len(listing.entries)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "video_directory = 3",
+        'video_directory = "~nobody-at-all/x"',
+        'video_directory = "a\\u0000b"',
+        'video_directory = "."\nnum_repeats = "many"',
+        'video_directory = "."\nnum_repeats = 0',
+        'video_directory = "."\ncaption_extension = "../x"',
+        'video_jsonl_file = "x.txt"',
+    ],
+)
+def test_tables_that_make_no_sense(tmp_path, table):
+    (tmp_path / "x.txt").write_text("hello")
+    path = tmp_path / "d.toml"
+    path.write_text(f"[[datasets]]\n{table}\n")
+    if "x.txt" in table:
+        with pytest.raises(InvalidRequestError, match="no list of clips"):
+            read_dataset(path)
+    else:
+        listing = read_dataset(path)
+        assert [finding.level for finding in listing.findings] == ["error"]
+        assert not listing.entries

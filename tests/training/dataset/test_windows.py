@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from osp_cli.errors import UnreadableMediaError
 from osp_cli.training.dataset.entries import Entry, Window
 from osp_cli.training.dataset.windows import read_source, read_window, window_starts
 
-from ...media import clips
+clips = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "media" / "clips.py")))
+
 
 BITS = 8
 
