@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from osp_cli.cli import console, dataset_check
-from osp_cli.cli.options import DebugOpt, DeviceOpt, DryRunOpt, FpsOpt, JsonOpt, QuietOpt, SizeOpt
+from osp_cli.cli.options import DebugOpt, DeviceOpt, FpsOpt, JsonOpt, QuietOpt, SizeOpt
 from osp_cli.dials import number, prompt_text, whole_number
 from osp_cli.errors import InvalidRequestError, OspError
 
@@ -182,7 +182,10 @@ def build(
             show_default=False,
         ),
     ] = False,
-    dry_run: DryRunOpt = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be made, and exit", show_default=False),
+    ] = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
