@@ -89,6 +89,8 @@ def new_wan(*, full=False, half=False):
         num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=16, ffn_dim=32,
         num_layers=2, rope_max_seq_len=64,
     )  # fmt: skip
+    # As of FlashI2V: called by itself, before the model is.
+    model.learnable_proj = nn.Conv3d(16, 16, 1)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.15)
     if full:
@@ -121,6 +123,7 @@ def wan_loss(model, group, batch_size, bad=()):
             clean, noise, text, sigma = (torch.stack(values) for values in zip(*pairs, strict=True))
             noisy = clean.lerp(noise, sigma[:, None, None, None, None])
             dtype = model.patch_embedding.weight.dtype
+            noisy = noisy - model.learnable_proj(clean[:, :, :1].to(dtype))
             velocity = model(noisy.to(dtype), sigma * 1000, text.to(dtype), return_dict=False)[0]
             error = (velocity.float() - (noise - clean)).square().mean() * part.weight
             yield error * (float("nan") if (step, group.rank) in bad else 1.0)

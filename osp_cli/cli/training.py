@@ -88,7 +88,7 @@ def train_now(settled: SettledTraining, started: float, manner: Manner) -> None:
         if code:
             raise SystemExit(code)
         return
-    speaks = not is_group or os.environ.get("RANK", "0") == "0"
+    speaks = _is_first()
     display = None
     if speaks:
         display = open_training_display(
@@ -125,6 +125,11 @@ def _interrupted(request: TrainRequest, stop: StopSignal) -> InterruptedRunError
                       "with what was encoded so far")
 
 
+def _is_first() -> bool:
+    """Whether this process looks and speaks, of those that share a run."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _events(
     settled: SettledTraining,
     started: float,
@@ -138,11 +143,13 @@ def _events(
 
     request = settled.request
     yield from (Notice(message) for message in settled.notices)
-    report = _look_at_data(request, display)
-    yield DatasetChecked(report.as_json())
-    from osp_cli.training.dataset.entries import refuse
+    report = None
+    if _is_first():
+        report = _look_at_data(request, display)
+        yield DatasetChecked(report.as_json())
+        from osp_cli.training.dataset.entries import refuse
 
-    refuse(report, skip_invalid=request.skip_invalid)
+        refuse(report, skip_invalid=request.skip_invalid)
     if request.validate_only:
         return
     if display is not None:

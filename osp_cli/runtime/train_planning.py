@@ -8,19 +8,16 @@ does is never chosen here, only named where nothing else would do.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from osp_cli.errors import InvalidRequestError, WontFitError
 from osp_cli.models.lora_targets import Geometry, count_parameters
 from osp_cli.models.safetensors_header import read_header
-from osp_cli.runtime.activations import activations, clip_encoding, reading
 from osp_cli.runtime.devices import resolve_device, this_machine
 from osp_cli.runtime.sizes import PartSize, TransformerShape, part_sizes, transformer_shape
 from osp_cli.runtime.strategy import HOST_BYTES, Machine
@@ -31,17 +28,20 @@ from osp_cli.runtime.train_memory import (
     step_parts,
     stored_block,
 )
+from osp_cli.runtime.train_stages import (
+    cached_bytes,
+    encoding_bytes,
+    sampling_bytes,
+    with_overhead,
+)
+from osp_cli.runtime.train_ways import smaller_requests
 from osp_cli.train_plan import TrainPlan
 from osp_cli.train_request import TrainRequest
 from osp_cli.training.dataset.cache import cache_home
 from osp_cli.training.dataset.entries import DatasetReport
 
-_DRIVER_BYTES = 600 * 2**20
-_FRAGMENTS = 1.05
 # Bytes a second from page-locked memory to a device.
 _PINNED = 20e9
-# Channels of the conditioner's rows as they are kept: Qwen2.5-VL-7B's, umT5's.
-_ROW_CHANNELS = {"qwen2.5-vl-released": 3584, "qwen2.5-vl": 3584, "umt5": 4096}
 # Of the speed of large products, what a step reaches.
 _EFFICIENCY = 0.5
 _SMALL_BASE = 2 * 10**9
@@ -140,6 +140,12 @@ class _Planner:
             raise InvalidRequestError(
                 "--quant fp8 does not work on Apple GPUs, which lack the type"
             )
+        waits = request.swap_blocks > 0 or request.offload_activations
+        if waits and not request.grad_checkpoint:
+            raise InvalidRequestError(
+                "--swap-blocks and --offload-activations work with gradient checkpointing alone",
+                hint="--grad-checkpoint",
+            )
         shape = transformer_shape(spec, weights)
         self.sizes = part_sizes(spec, weights, {**spec.dtypes, "transformer": self.dtype})
         if shape is None or "transformer" not in self.sizes:
@@ -147,14 +153,7 @@ class _Planner:
         self.shape: TransformerShape = shape
         self.transformer: PartSize = self.sizes["transformer"]
         self.shapes = _shapes(request, report)
-        cell = 2 * spec.scale_factor_spatial
-        latent_frames = 1 + (self.shapes.frames - 1) // spec.scale_factor_temporal
-        width, height = self.shapes.size
-        per_frame = (height // cell) * (width // cell)
-        self.clip_tokens = latent_frames * per_frame
-        seen = min(latent_frames, request.latent_frames or latent_frames)
-        # Of what one step looks at.
-        self.tokens = seen * per_frame
+        self.tokens = self._tokens(self.shapes.size, self.shapes.frames)
         self.rows = spec.max_sequence_length
         if "image_adapter" in spec.parts:
             self.rows += (
@@ -215,76 +214,34 @@ class _Planner:
             # All of it is one memory.
             live = sum(parts[name] for name in ("inputs", "block", "rest"))
             parts["rest"] += min(int((_HEAP - 1) * live), _MOST_HEAP) + waiting
-        encode, encode_tiling, streamed = self._encoding()
-        samples, sample_tiling = self._sampling(parts)
+        size, frames = self.shapes.size, self.shapes.frames
+        encode, encode_tiling, streamed = encoding_bytes(
+            self.spec, self.sizes, size, frames, self.machine
+        )
+        samples, sample_tiling = sampling_bytes(
+            request,
+            self.sizes,
+            self.shape,
+            self.machine,
+            size=size,
+            num_frames=frames,
+            tokens=self._clip_tokens(),
+            dtype=self.dtype,
+            stays=parts["weights"] + parts["adapter"] + parts["optimizer"],
+        )
         stages = {"encode": encode, "train": sum(parts.values())}
         if request.sample_every:
             stages["samples"] = samples
         return _Way(
             swap_blocks=swap_blocks,
             parts=parts,
-            stages={name: self._with_overhead(size) for name, size in stages.items()},
+            stages={name: with_overhead(size, self.machine) for name, size in stages.items()},
             ram=self._ram(waiting),
             encode_tiling=encode_tiling,
             sample_tiling=sample_tiling,
             streamed=streamed,
             sharded=sharded,
         )
-
-    def _encoding(self) -> tuple[int, bool, tuple[str, ...]]:
-        """Bytes while clips and captions are encoded, in tiles or not, and what comes in pieces.
-
-        Of the ways that fit the first, else the least: on the CPU, what lies in its files as it is
-        computed with can be dropped and read again.
-        """
-        sizes, spec = self.sizes, self.spec
-        vae = sizes["vae"].bytes if "vae" in sizes else 0
-        clip = clip_encoding(spec, self.shapes.size, self.shapes.frames)
-        text = sizes.get("conditioner")
-        told = sum(sizes[name].bytes for name in ("conditioner", "image_encoder") if name in sizes)
-        read = reading() if text is not None and not spec.embedded else 0
-        less = told
-        if text is not None and self.machine.kind == "cuda":
-            # Leaf by leaf; the table of words is the largest.
-            less = told - text.bytes + text.largest + text.outside
-        elif text is not None and self.machine.kind == "cpu":
-            less = told - text.bytes * text.lazy
-        ways = [
-            (vae + weights + max(clip[tiling], read), bool(tiling), weights)
-            for weights in (told, less)
-            for tiling in (0, 1)
-        ]
-        size, tiling, weights = next(
-            (way for way in ways if self._has_room(way[0])), min(ways, key=lambda way: way[0])
-        )
-        in_pieces = weights < told and self.machine.kind == "cuda"
-        return size, tiling, ("conditioner",) if in_pieces else ()
-
-    def _sampling(self, parts: Mapping[str, int]) -> tuple[int, bool]:
-        """Bytes while samples are made beside all that is trained, and whether in tiles."""
-        need = activations(
-            self.spec,
-            self.shape,
-            size=self.shapes.size,
-            num_frames=self.shapes.frames,
-            tokens=self.clip_tokens,
-            dtype=self.dtype,
-            passes_per_step=1,
-            cache="none",
-            gpus=self.request.gpus,
-        )
-        stays = parts["weights"] + parts["adapter"] + parts["optimizer"]
-        decode = stays + (self.sizes["vae"].bytes if "vae" in self.sizes else 0)
-        tiling = not self._has_room(decode + need.decode)
-        decode += need.decode_tiled if tiling else need.decode
-        return max(stays + need.sampling, decode), tiling
-
-    def _has_room(self, size: int) -> bool:
-        return self._with_overhead(size) <= self.machine.device_bytes
-
-    def _with_overhead(self, size: float) -> int:
-        beside = HOST_BYTES if self.machine.kind == "cpu" else _DRIVER_BYTES
-        return int(size * _FRAGMENTS) + beside
 
     def _ram(self, waiting: int) -> int:
         if self.machine.kind == "cpu":
@@ -357,47 +314,39 @@ class _Planner:
             expected_stage_bytes=dict(way.stages),
             expected_ram_bytes=way.ram,
             device_bytes=self.machine.device_bytes,
-            cache_bytes=self._cache_bytes(),
+            cache_bytes=cached_bytes(self.spec, self.weights, self.rows, self.shapes.windows),
             # Parameters, their two moments, and their average.
             checkpoint_bytes=self.trained * (12 + 4 * bool(request.ema)) + 2**16,
-            expected_seconds=self._seconds(steps, way),
+            expected_seconds=self._seconds(steps, per_epoch, way),
         )
 
-    def _cache_bytes(self) -> int:
-        """Of all windows: latents, the picture's, and what the conditioner says, with and without
-        words."""
-        spec = self.spec
-        rows = 2 * 2 * self.rows * self._row_channels()
-        total = 0
-        for (size, frames), count in self.shapes.windows.items():
-            cells = (size[0] // spec.scale_factor_spatial) * (size[1] // spec.scale_factor_spatial)
-            latent_frames = 2 + (frames - 1) // spec.scale_factor_temporal
-            total += count * (2 * spec.latent_channels * latent_frames * cells + rows + 2**12)
-        return total
-
-    def _row_channels(self) -> int:
-        if self.weights is not None:
-            path = self.weights / "text_encoder" / "config.json"
-            try:
-                config = json.loads(path.read_text("utf-8"))
-            except (OSError, ValueError):
-                config = {}
-            inner = config.get("text_config") or config
-            found = inner.get("hidden_size") or inner.get("d_model")
-            if isinstance(found, int):
-                return found
-        return _ROW_CHANNELS.get(self.spec.conditioner, 4096)
-
-    def _seconds(self, steps: int, way: _Way) -> float | None:
-        if self.machine.speed is None or not steps:
+    def _seconds(self, steps: int, per_epoch: int, way: _Way) -> float | None:
+        """Of all steps: what is computed for their samples, or what is moved meanwhile."""
+        speed, request = self.machine.speed, self.request
+        if speed is None or not per_epoch:
             return None
-        request = self.request
-        samples = request.batch_size * request.accumulate
-        one = step_operations(request, self.transformer, self.shape, self.tokens, self.rows)
-        compute = one / request.context_parallel / (_EFFICIENCY * self.machine.speed)
         moved = 2 * way.swap_blocks * stored_block(request, self.transformer, self.shape) / _PINNED
-        passes = samples * max(compute, moved / request.batch_size)
-        return float(f"{steps * passes:.3g}")
+        epoch = 0.0
+        for shape, count in self.shapes.counts.items():
+            tokens = self._tokens(*shape)
+            one = step_operations(request, self.transformer, self.shape, tokens, self.rows)
+            compute = one / request.context_parallel / (_EFFICIENCY * speed)
+            epoch += count * max(compute, moved / request.batch_size) / self.data_processes
+        return float(f"{steps / per_epoch * epoch:.3g}")
+
+    def _clip_tokens(self) -> int:
+        """Of the largest clip as samples have it, whatever a step looks at."""
+        width, height = self.shapes.size
+        cell = 2 * self.spec.scale_factor_spatial
+        frames = 1 + (self.shapes.frames - 1) // self.spec.scale_factor_temporal
+        return frames * (height // cell) * (width // cell)
+
+    def _tokens(self, size: tuple[int, int], frames: int) -> int:
+        """Of what one step looks at of a clip."""
+        latent_frames = 1 + (frames - 1) // self.spec.scale_factor_temporal
+        seen = min(latent_frames, self.request.latent_frames or latent_frames)
+        cell = 2 * self.spec.scale_factor_spatial
+        return seen * (size[1] // cell) * (size[0] // cell)
 
     def wont_fit(self, ways: list[_Way]) -> WontFitError:
         """The error with the figures of the least demanding way, and what else would do."""
@@ -422,18 +371,20 @@ class _Planner:
 
     def _way_out(self) -> str:
         """Flags of the first way that would fit; what is computed exactly comes first."""
-        for flags, changes in _smaller(self.request, self.shapes):
-            try:
-                smaller = replace(self.request, **changes)
-            except InvalidRequestError:
-                continue
+        for flags, changes in smaller_requests(self.request, self.shapes.size, self.shapes.frames):
             # Other sizes make other windows of the same clips.
             keeps_shape = not changes.keys() & {"width", "height", "num_frames"}
             report = self.report if keeps_shape else None
-            other = _Planner(smaller, report, self.whole, self.weights)
+            try:
+                smaller = replace(self.request, **changes)
+                other = _Planner(smaller, report, self.whole, self.weights)
+            except InvalidRequestError:
+                continue
             for way in other.ways():
                 if other.fits(way):
-                    return f"{_with_swap(flags, way, changes)} would fit"
+                    if "swap_blocks" in changes:
+                        flags = f"{flags} --swap-blocks {way.swap_blocks}".strip()
+                    return f"{flags} would fit"
         small = self.spec.embedded or self.request.model == "osp-mini"
         return "nothing smaller fits either" + ("" if small else "; --model osp-mini would")
 
@@ -443,10 +394,6 @@ _DOING = {
     "train": "to train",
     "samples": "to make samples",
 }
-
-
-def _with_swap(flags: str, way: _Way, changes: Mapping[str, Any]) -> str:
-    return f"{flags} --swap-blocks {way.swap_blocks}".strip() if "swap_blocks" in changes else flags
 
 
 def _limited(machine: Machine, request: TrainRequest) -> Machine:
@@ -471,41 +418,6 @@ def _shapes(request: TrainRequest, report: DatasetReport | None) -> _Shapes:
         windows[window.size, window.num_frames] += 1
     size, frames = max(counts, key=lambda shape: math.prod(shape[0]) * shape[1])
     return _Shapes(size, frames, counts, windows)
-
-
-def _smaller(request: TrainRequest, shapes: _Shapes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What else might be asked for: flags, and what they change."""
-    same: list[tuple[str, dict[str, Any]]] = [("", {})]
-    if not request.grad_checkpoint:
-        same = [("--grad-checkpoint", {"grad_checkpoint": True})]
-    swap = {"swap_blocks": -1} if request.swap_blocks >= 0 and not request.full else {}
-    free = [*same, *[(flags, {**changes, **swap}) for flags, changes in same if swap]]
-    ways = list(free)
-    if request.quant == "none" and not request.full and not request.spec.whole_weights:
-        ways += [(f"--quant fp8 {flags}".strip(), {**c, "quant": "fp8"}) for flags, c in free]
-    if not request.offload_activations and request.grad_checkpoint:
-        ways += [
-            (f"{flags} --offload-activations".strip(), {**c, "offload_activations": True})
-            for flags, c in ways
-        ]
-    yield from ((flags, changes) for flags, changes in ways if changes)
-    if request.batch_size > 1:
-        batch = {"batch_size": 1, "accumulate": request.batch_size * request.accumulate}
-        told = f"--batch-size 1 --accumulate {batch['accumulate']}"
-        yield from ((f"{told} {flags}".strip(), {**c, **batch}) for flags, c in ways)
-    others = [
-        (f"--frames {frames}", {"num_frames": frames})
-        for frames in (49, 33, 17, 5)
-        if frames < min(shapes.frames, request.num_frames)
-    ]
-    unit = request.spec.multiple_of
-    for share in (0.75, 0.5, 0.25):
-        width, height = (max(unit, int(side * share) // unit * unit) for side in shapes.size)
-        few = {"num_frames": min(17, request.num_frames)} if share < 0.5 else {}
-        told = f"--size {width}x{height}" + (" --frames 17" if few else "")
-        others.append((told, {"width": width, "height": height, **few}))
-    for told, made in others:
-        yield from ((f"{told} {flags}".strip(), {**c, **made}) for flags, c in ways)
 
 
 def _free(folder: Path) -> int:

@@ -99,7 +99,7 @@ class _Run:
 
 def train(
     request: TrainRequest,
-    report: DatasetReport,
+    report: DatasetReport | None,
     *,
     stop: StopSignal | None = None,
     dry_run: bool = False,
@@ -108,7 +108,8 @@ def train(
 
     Args:
         request: what to train.
-        report: of the data, which can be trained on.
+        report: of the data, which can be trained on; of several processes the first has looked at
+            them, and tells the others.
         stop: asked after each step whether to save and end.
         dry_run: end with the plan.
 
@@ -122,6 +123,8 @@ def train(
     group = DataGroup()
     if not dry_run:
         group = join_group(request.context_parallel, resolve_device(request.device))
+        report = group.told(report)
+    assert report is not None
     try:
         for event in _explained(request, _train(request, report, group, stop, dry_run=dry_run)):
             if isinstance(event, TrainStepDone):
@@ -165,7 +168,8 @@ def _train(
     if not (request.cache_only or dry_run):
         _refuse_name(request)
     weights = request.spec.weights_dir()
-    plan = plan_training(request, report)
+    # One plan for all: they may have less or more memory free at this moment.
+    plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
     if dry_run:
         return

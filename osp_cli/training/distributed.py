@@ -10,7 +10,7 @@ its tokens.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -27,6 +27,9 @@ from osp_cli.models.context_parallel import an_accelerator
 
 # Where the processes of `train_launch` meet, in place of an address and a port.
 MEETING_VARIABLE = "OSP_MEETING"
+
+# phi of FlashI2V, which is applied to the first frame before the model is.
+_CALLED = ("learnable_proj",)
 
 # A step, or a sample that the first process makes, that has not ended by then never will; that a
 # process died is noticed at once.
@@ -86,6 +89,15 @@ class DataGroup:
         most = torch.tensor(value)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most)
+
+    def told(self, value: Any) -> Any:
+        """What the first process has of it, for all; plain objects only. All must call it."""
+        if self.world == 1:
+            return value
+        box = [value]
+        # From one process of this run to another: nobody else can speak here.
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
 
     def wait_for_all(self) -> None:
         """Until every process has called it."""
@@ -169,7 +181,9 @@ def leave_group() -> None:
         dist.destroy_process_group()
 
 
-def shard(model: nn.Module, group: DataGroup, blocks: str = "blocks") -> nn.Module:
+def shard(
+    model: nn.Module, group: DataGroup, blocks: str = "blocks", whole: Sequence[str] = _CALLED
+) -> nn.Module:
     """Share a model's parameters out among all processes (torch's FSDP2), in place.
 
     Frozen and trained ones alike; adapters must be in it already. Whole parameters exist one block
@@ -179,13 +193,16 @@ def shard(model: nn.Module, group: DataGroup, blocks: str = "blocks") -> nn.Modu
         model: the same on all processes, on the group's device.
         group: of more than one.
         blocks: the name of its list of transformer blocks.
+        whole: small modules of it that are also called by themselves, and so stay whole.
     """
     assert group.mesh is not None, "a single process has nobody to share with"
     # Processes of a context group hold parts of their own too.
     everybody = init_device_mesh(group.device.type, (group.world,), mesh_dim_names=("shard",))
     for block in model.get_submodule(blocks).children():
         fully_shard(block, mesh=everybody)
-    fully_shard(model, mesh=everybody)
+    kept = [getattr(model, name) for name in whole if hasattr(model, name)]
+    ignored = {parameter for module in kept for parameter in module.parameters()}
+    fully_shard(model, mesh=everybody, ignored_params=ignored)
     return model
 
 

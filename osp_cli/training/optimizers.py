@@ -69,20 +69,22 @@ def new_optimizers(
         made.append(
             (torch.optim.Muon(muon, lr=rate, weight_decay=settings.weight_decay), rate),
         )
-    if rest:
-        rate = settings.learning_rate
-        kind = _adamw_8bit() if name == "adamw8bit" else torch.optim.AdamW
-        # One by one, shards would spend more time in Python than in arithmetic.
-        how = {"foreach": True} if sharded else {}
-        optimizer = kind(
-            rest,
-            lr=rate,
-            weight_decay=settings.weight_decay,
-            betas=settings.betas,
-            eps=settings.eps,
-            **how,
-        )
-        made.append((optimizer, rate))
+    kind = _adamw_8bit() if rest and name == "adamw8bit" else torch.optim.AdamW
+    # Shards one by one would spend more time in Python than in arithmetic; and whole parameters
+    # cannot be stepped together with them.
+    for is_shard, how in ((False, {}), (True, {"foreach": True})):
+        held = [p for p in rest if isinstance(p, DTensor) == is_shard]
+        if held:
+            rate = settings.learning_rate
+            optimizer = kind(
+                held,
+                lr=rate,
+                weight_decay=settings.weight_decay,
+                betas=settings.betas,
+                eps=settings.eps,
+                **how,
+            )
+            made.append((optimizer, rate))
     return made
 
 

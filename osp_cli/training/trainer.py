@@ -424,14 +424,12 @@ class Trainer:
         tensors = {f"parameter/{k}": whole(p) for k, p in self.parameters.items()}
         tensors |= {f"average/{k}": whole(p) for k, p in self.average.items()}
         numbers: dict[str, float] = {}
-        for number, (optimizer, _) in enumerate(self.optimizers):
-            for index, state in optimizer.state_dict()["state"].items():
-                for key, value in state.items():
-                    name = f"optimizer/{number}/{index}/{key}"
-                    if isinstance(value, Tensor):
-                        tensors[name] = whole(value)
-                    else:
-                        numbers[name] = value
+        for name, state in self._optimizer_states().items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{key}/{name}"] = whole(value)
+                else:
+                    numbers[f"optimizer/{key}/{name}"] = value
         path = self._written(tensors, numbers)
         self._saved, self._foreign = path, set()
         return path
@@ -482,18 +480,36 @@ class Trainer:
             put(tensors[f"parameter/{key}"], parameter)
         for key, average in self.average.items():
             put(tensors[f"average/{key}"], average)
-        values = {**tensors, **checkpoint.state.numbers}
-        for number, (optimizer, _) in enumerate(self.optimizers):
-            held = [p for group in optimizer.param_groups for p in group["params"]]
-            state: dict[int, dict[str, Any]] = {}
-            for name, value in values.items():
-                if name.startswith(f"optimizer/{number}/"):
-                    _, _, index, key = name.split("/")
-                    if isinstance(value, Tensor):
-                        value = like(value, held[int(index)])
-                    state.setdefault(int(index), {})[key] = value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        self._restore_optimizers({**tensors, **checkpoint.state.numbers})
         self.step = checkpoint.state.step
+
+    def _optimizer_states(self) -> dict[str, dict[str, Any]]:
+        """What the optimizers remember, by the parameter's name, whichever of them has it."""
+        return {
+            name: optimizer.state[parameter]
+            for name, parameter in self.parameters.items()
+            for optimizer, _ in self.optimizers
+            if parameter in optimizer.state
+        }
+
+    def _restore_optimizers(self, values: Mapping[str, Any]) -> None:
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        states: dict[str, dict[str, Any]] = {}
+        for path, value in values.items():
+            if path.startswith("optimizer/"):
+                _, key, name = path.split("/", 2)
+                states.setdefault(name, {})[key] = value
+        for optimizer, _ in self.optimizers:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                index: {
+                    key: like(value, parameter) if isinstance(value, Tensor) else value
+                    for key, value in states[names[id(parameter)]].items()
+                }
+                for index, parameter in enumerate(held)
+                if names[id(parameter)] in states
+            }
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     def _check_parameters(self, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
         """Refuses a checkpoint of other modules, whose numbers would not mean the same here."""

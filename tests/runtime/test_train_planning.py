@@ -224,6 +224,9 @@ def test_apple_gpus_have_no_float8():
     with pytest.raises(InvalidRequestError, match="Apple"):
         planned(64, kind="mps", quant="fp8")
     assert planned(64, kind="mps").swap_blocks == 0
+    with pytest.raises(WontFitError) as caught:
+        planned(24, kind="mps")
+    assert "fp8" not in caught.value.hint
 
 
 def test_all_weights_need_several_cards():
@@ -347,9 +350,24 @@ def test_time_follows_from_what_is_computed_and_moved():
     )
     two = planned(80, report=report, speed=400e12, gpus=2)
     assert two.expected_seconds == pytest.approx(quick.expected_seconds / 2, rel=0.01)
+    # Samples count, not places in steps that stay empty, each with its own length.
+    assert planned(80, report=report, speed=400e12, batch_size=4).expected_seconds == (
+        quick.expected_seconds
+    )
+    mixed = report_of(*[((512, 512), 49)] * 10, *[((256, 256), 17)] * 10)
+    assert 1.0 < planned(80, report=mixed, speed=400e12).expected_seconds / (
+        quick.expected_seconds
+    ) < 1.1  # fmt: skip
     # So quick a device would wait for its weights.
     waits = planned(80, report=report, speed=1e18, swap_blocks=40)
     assert waits.expected_seconds == pytest.approx(10 * 2 * 28 / 20, rel=0.05)
+
+
+@pytest.mark.parametrize("changes", [{"swap_blocks": 3}, {"offload_activations": True}])
+def test_what_waits_needs_checkpointing(changes):
+    with pytest.raises(InvalidRequestError, match="gradient checkpointing alone") as caught:
+        planned(80, grad_checkpoint=False, **changes)
+    assert caught.value.hint == "--grad-checkpoint"
 
 
 def test_a_plan_needs_a_shape():

@@ -1,8 +1,9 @@
-"""The loss of a step: Eq. 22 on recorded numbers, and randomness that follows from numbers alone."""
+"""The loss of a step: Eq. 22 on recorded numbers; what is drawn follows from numbers alone."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -37,8 +38,6 @@ CONFIG = {
 
 class Rows:
     """Conditions that are kept as the transformer takes them."""
-
-    adapters: dict = {}
 
     def join(self, rows, first, device):
         return {"encoder_hidden_states": torch.stack([row["states"] for row in rows]).to(device)}
@@ -274,7 +273,8 @@ def test_a_step_is_the_same_however_it_is_shared_out(model):
                 rank=rank, world=world, batch_size=batch_size,
             )  # fmt: skip
             passes = list(objective(0))
-            assert len(passes) == -(-(-(-5 // world)) // batch_size)
+            share = math.ceil(5 / world)
+            assert len(passes) == math.ceil(share / batch_size)
             for one in passes:
                 found = torch.autograd.grad(one, list(trained.values()))
                 for name, gradient in zip(trained, found, strict=True):
