@@ -37,6 +37,7 @@ from osp_cli.registry import ModelSpec, presets_dir
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
 from osp_cli.runtime.memory_errors import is_out_of_memory
+from osp_cli.runtime.models import set_tiling
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of
 from osp_cli.runtime.train_export import export, export_full
@@ -292,6 +293,7 @@ def _load_encoders(run: _Run, tell: Callable[[Event], object]) -> Encoders:
             tell(loaded)
             if loaded.component == "vae":
                 run.vae = part
+                set_tiling(run.vae, run.plan.encode_tiling)
             else:
                 run.conditioner = part
         run.conditions = condition_source(run.conditioner, run.vae, run.spec.image_token_surround)
@@ -304,6 +306,7 @@ def _load(run: _Run) -> Iterator[Event]:
     loaded: list[Event] = []
     _load_encoders(run, loaded.append)
     yield from loaded
+    set_tiling(run.vae, plan.sample_tiling)
     if run.samples is not None:
         source = run.conditions if request.train_adapter else None
         run.samples.prepare(run.vae, run.conditioner, source)
