@@ -389,6 +389,8 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         yield from map(Notice, trainer.notices)
         if trainer.resumed is not None:
             yield Notice(_resumed_notice(trainer))
+            if batch != _asked_batch(run):
+                yield Notice(f"the run keeps its batch: {batch} samples a step")
         page = RunPage(request, run.report, plan, run.samples) if group.writes else None
         yield from _steps(run, trainer, order, stop, page)
         yield from _finish(run, trainer, page)
@@ -437,7 +439,11 @@ def _batch(run: _Run) -> int:
         found, _ = find_checkpoint(request.output, which)
         if found is not None and found.state.batch:
             return int(found.state.batch)
-    return request.batch_size * request.accumulate * run.group.data_world
+    return _asked_batch(run)
+
+
+def _asked_batch(run: _Run) -> int:
+    return run.request.batch_size * run.request.accumulate * run.group.data_world
 
 
 def _order(run: _Run, batch: int) -> SampleOrder:
