@@ -350,6 +350,7 @@ def _loading_plan(run: _Run, device: str) -> Plan:
         sampler="euler",
         cache="none",
         guidance=1.0,
+        streamed=plan.streamed,
         weights_bytes=plan.weights_bytes,
         expected_peak_bytes=plan.expected_peak_bytes,
         disk_bytes=0,
@@ -374,7 +375,7 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         )
         if group.context_world > 1:
             enable_context_parallel(run.transformer, group)
-        if group.world > 1 and _shards(run):
+        if group.world > 1 and plan.sharded:
             shard(run.transformer, group)
         batch = _batch(run)
         order = _order(run, batch)
@@ -424,11 +425,6 @@ def _finish(run: _Run, trainer: Trainer, page: RunPage | None) -> Iterator[Event
         else:
             yield from export(*common, companion, trainer.step)
     yield Notice(f"loss and samples: {page.write()}")
-
-
-def _shards(run: _Run) -> bool:
-    """Whether weights are shared out; a small base is quicker whole."""
-    return run.device.type == "cuda" and run.plan.weights_bytes > 2 * 10**9
 
 
 def _trained_modules(run: _Run) -> dict[str, nn.Module]:
