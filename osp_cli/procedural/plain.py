@@ -14,9 +14,11 @@ from torch import Tensor
 
 from osp_cli.procedural.noise import gaussian_blur, luminance
 
-_CLOSING = 0.7  # how often dark lines are closed
-_OPENING = 0.3  # and light ones
-_WIDEST_LINE = 13
+_CLOSING = 0.85  # how often dark lines are closed
+_OPENING = 0.2  # and light ones
+_LINES = (5, 13)  # pixels that they are wide at most
+_GRAIN = 0.06
+_SHARP, _SOFT = 0.3, 2.0  # blur; what it takes from the condition, the adapter learns to miss
 
 
 def plain_picture(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -33,7 +35,7 @@ def plain_picture(images: Tensor, generator: torch.Generator) -> Tensor:
     def between(low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand(1, generator=generator))
 
-    width = int(between(3, _WIDEST_LINE)) | 1
+    width = int(between(*_LINES)) | 1
     # Drawn whether they are used or not, so that every picture takes the same numbers.
     closed, opened = between(0, 1) < _CLOSING, between(0, 1) < _OPENING
     plain = images
@@ -41,15 +43,15 @@ def plain_picture(images: Tensor, generator: torch.Generator) -> Tensor:
         plain = _darkest(_lightest(plain, width), width)
     if opened:
         plain = _lightest(_darkest(plain, width), width)
-    plain = gaussian_blur(plain, between(1.0, 5.0))
+    plain = gaussian_blur(plain, between(_SHARP, _SOFT))
     grey = luminance(plain)
-    plain = (grey + (plain - grey) * between(0.2, 1.1)).clamp(1e-3, 1.0)
+    plain = (grey + (plain - grey) * between(0.3, 1.1)).clamp(1e-3, 1.0)
     plain = plain ** between(0.7, 1.5)
     mean = plain.mean((2, 3), keepdim=True)
     plain = (plain - mean) * between(0.6, 1.1) + mean * between(0.7, 1.2)
     plain = plain * (1 + 0.2 * torch.randn(1, 3, 1, 1, generator=generator))
     # Photographs have a texture of their own.
-    plain = plain * (1 + between(0, 0.15) * _grain(generator, images.shape[2], images.shape[3]))
+    plain = plain * (1 + between(0, _GRAIN) * _grain(generator, images.shape[2], images.shape[3]))
     return plain.clamp(0.0, 1.0)
 
 
