@@ -38,6 +38,7 @@ from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
 from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import set_tiling
+from osp_cli.runtime.sizes import transformer_shape
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of
 from osp_cli.runtime.train_export import export, export_full
@@ -60,6 +61,7 @@ from osp_cli.training.dataset.entries import DatasetReport
 from osp_cli.training.dataset.windows import read_source, read_window
 from osp_cli.training.distributed import (
     DataGroup,
+    check_context,
     enable_context_parallel,
     join_group,
     leave_group,
@@ -172,6 +174,8 @@ def _train(
     # One plan for all: they may have less or more memory free at this moment.
     plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
+    if request.context_parallel > 1:
+        _check_context(request, report, weights)
     if dry_run:
         return
     if group.device is not None:
@@ -187,6 +191,21 @@ def _train(
         return
     yield from _load(run)
     yield from _run_steps(run, stop)
+
+
+def _check_context(request: TrainRequest, report: DatasetReport, weights: Path) -> None:
+    """Refuse samples whose tokens the processes could not share out evenly."""
+    spec = request.spec
+    cell = 2 * spec.scale_factor_spatial
+    tokens = [
+        (window.size[0] // cell)
+        * (window.size[1] // cell)
+        * (1 + (window.num_frames - 1) // spec.scale_factor_temporal)
+        for window in report.windows
+    ]
+    shape = transformer_shape(spec, weights)
+    if shape is not None:
+        check_context(shape.heads, tokens, request.context_parallel)
 
 
 def _refuse_name(request: TrainRequest) -> None:
@@ -464,6 +483,8 @@ def _loop_settings(request: TrainRequest, order: SampleOrder, plan: TrainPlan) -
     return LoopSettings(
         steps=steps,
         learning_rate=request.learning_rate,
+        # Of whatever matrices take, there is one flag.
+        matrix_learning_rate=request.learning_rate,
         warmup=request.warmup,
         lr_schedule=request.lr_schedule,
         weight_decay=request.weight_decay,
