@@ -119,10 +119,13 @@ def _interrupted(request: TrainRequest, stop: StopSignal) -> InterruptedRunError
         if path.name.removeprefix("step-").isdecimal()
     }
     if found and not request.cache_only:
-        return stop.error("interrupted; steps after the last checkpoint are lost",
-                          kept=(found[max(found)],))
-    return stop.error("interrupted before the first checkpoint; the same command begins again, "
-                      "with what was encoded so far")
+        return stop.error(
+            "interrupted; steps after the last checkpoint are lost", kept=(found[max(found)],)
+        )
+    return stop.error(
+        "interrupted before the first checkpoint; the same command begins again, "
+        "with what was encoded so far"
+    )
 
 
 def _is_first() -> bool:
