@@ -37,6 +37,8 @@ from osp_cli.registry import ModelSpec, presets_dir
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
 from osp_cli.runtime.memory_errors import is_out_of_memory
+from osp_cli.runtime.models import set_tiling
+from osp_cli.runtime.sizes import transformer_shape
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of
 from osp_cli.runtime.train_export import export, export_full
@@ -59,6 +61,7 @@ from osp_cli.training.dataset.entries import DatasetReport
 from osp_cli.training.dataset.windows import read_source, read_window
 from osp_cli.training.distributed import (
     DataGroup,
+    check_context,
     enable_context_parallel,
     join_group,
     leave_group,
@@ -171,6 +174,8 @@ def _train(
     # One plan for all: they may have less or more memory free at this moment.
     plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
+    if request.context_parallel > 1:
+        _check_context(request, report, weights)
     if dry_run:
         return
     if group.device is not None:
@@ -186,6 +191,21 @@ def _train(
         return
     yield from _load(run)
     yield from _run_steps(run, stop)
+
+
+def _check_context(request: TrainRequest, report: DatasetReport, weights: Path) -> None:
+    """Refuse samples whose tokens the processes could not share out evenly."""
+    spec = request.spec
+    cell = 2 * spec.scale_factor_spatial
+    tokens = [
+        (window.size[0] // cell)
+        * (window.size[1] // cell)
+        * (1 + (window.num_frames - 1) // spec.scale_factor_temporal)
+        for window in report.windows
+    ]
+    shape = transformer_shape(spec, weights)
+    if shape is not None:
+        check_context(shape.heads, tokens, request.context_parallel)
 
 
 def _refuse_name(request: TrainRequest) -> None:
@@ -292,6 +312,7 @@ def _load_encoders(run: _Run, tell: Callable[[Event], object]) -> Encoders:
             tell(loaded)
             if loaded.component == "vae":
                 run.vae = part
+                set_tiling(run.vae, run.plan.encode_tiling)
             else:
                 run.conditioner = part
         run.conditions = condition_source(run.conditioner, run.vae, run.spec.image_token_surround)
@@ -304,6 +325,7 @@ def _load(run: _Run) -> Iterator[Event]:
     loaded: list[Event] = []
     _load_encoders(run, loaded.append)
     yield from loaded
+    set_tiling(run.vae, plan.sample_tiling)
     if run.samples is not None:
         source = run.conditions if request.train_adapter else None
         run.samples.prepare(run.vae, run.conditioner, source)
@@ -347,6 +369,7 @@ def _loading_plan(run: _Run, device: str) -> Plan:
         sampler="euler",
         cache="none",
         guidance=1.0,
+        streamed=plan.streamed,
         weights_bytes=plan.weights_bytes,
         expected_peak_bytes=plan.expected_peak_bytes,
         disk_bytes=0,
@@ -371,7 +394,7 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         )
         if group.context_world > 1:
             enable_context_parallel(run.transformer, group)
-        if group.world > 1 and _shards(run):
+        if group.world > 1 and plan.sharded:
             shard(run.transformer, group)
         batch = _batch(run)
         order = _order(run, batch)
@@ -425,11 +448,6 @@ def _finish(run: _Run, trainer: Trainer, page: RunPage | None) -> Iterator[Event
     yield Notice(f"loss and samples: {page.write()}")
 
 
-def _shards(run: _Run) -> bool:
-    """Whether weights are shared out; a small base is quicker whole."""
-    return run.device.type == "cuda" and run.plan.weights_bytes > 2 * 10**9
-
-
 def _trained_modules(run: _Run) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {"transformer": run.transformer}
     if run.request.train_adapter:
@@ -467,6 +485,8 @@ def _loop_settings(request: TrainRequest, order: SampleOrder, plan: TrainPlan) -
     return LoopSettings(
         steps=steps,
         learning_rate=request.learning_rate,
+        # Of whatever matrices take, there is one flag.
+        matrix_learning_rate=request.learning_rate,
         warmup=request.warmup,
         lr_schedule=request.lr_schedule,
         weight_decay=request.weight_decay,
