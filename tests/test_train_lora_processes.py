@@ -21,9 +21,12 @@ from train_runs import make_clips, metrics, tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-# Sums of another order: both are float32, and the adapter's numbers are of about 0.1.
-ATOL = 2e-6
-PAIR = ("--gpus", "2", "--batch-size", "1")
+# Adam divides by the gradient's size, so that where it is nearly zero a rounding error alone decides
+# on a step's direction. A large eps takes that away: what is left is float32's own rounding.
+LINEAR = ("--eps", "1", "--lr", "0.1")
+# Both sum in another order. The adapter's numbers are up to about 0.1.
+ATOL = 1e-6
+PAIR = (*LINEAR, "--gpus", "2", "--batch-size", "1")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def clips(tmp_path_factory):
 def lone(server, clips, tmp_path_factory):
     """A run of one process, two samples at a time."""
     training = Training(server, tmp_path_factory.mktemp("lone") / "work", clips)
-    outcome = training()
+    outcome = training(*LINEAR)
     assert outcome.code == 0, outcome.err
     return training
 
@@ -84,7 +87,7 @@ def same_losses(one: Training, other: Training) -> None:
 def test_two_processes_do_what_one_does(lone, pair):
     """Also where a step has an odd sample: of three clips every second batch has one."""
     same_losses(lone, pair)
-    print(farthest(lone, pair))
+    print("FAR", farthest(lone, pair), max(float(np.abs(v).max()) for v in tensors(lone.run / "glass.safetensors").values()))
     assert farthest(lone, pair) <= ATOL
     assert pair.checkpoints == lone.checkpoints
     assert pair.litter() == set()
@@ -100,7 +103,7 @@ def test_one_goes_on_where_two_were(training, lone, pair):
     assert "error: another process of the run has ended\n" in outcome.err
     assert "kept: glass/checkpoints/step-000002\nhint: the same command goes on" in outcome.err
     assert "Traceback" not in outcome.err
-    alone = training("--batch-size", "1")
+    alone = training(*LINEAR, "--batch-size", "1")
     assert alone.code == 0, alone.err
     assert "going on after step 2 of 6" in alone.err
     assert "keeps its batch: 2 samples" in alone.err
@@ -109,7 +112,7 @@ def test_one_goes_on_where_two_were(training, lone, pair):
 
 
 def test_two_go_on_where_one_was(training, lone):
-    assert training(stage="train", call=4, signals=[KILL]).code == -9
+    assert training(*LINEAR, stage="train", call=4, signals=[KILL]).code == -9
     outcome = training(*PAIR, processes=2)
     assert outcome.code == [0, 0], outcome.err
     assert "going on after step 2 of 6" in outcome.err
