@@ -29,7 +29,7 @@ Examples:
     --caption "{caption}, {style} style"
   osp dataset build clips/ --style all -o styled --stylizer qwen-image-edit \\
     --animator wan2.1-i2v-14b-480p
-  osp train-lora styled --name my-oil --trigger "my oil style"
+  osp train-lora styled --out my-oil --trigger "my oil style"
 The same command goes on where it was stopped. Text files beside the
 clips, fox.txt for fox.mp4, are their captions. styled/osp.jsonl tells
 what became of every clip, and why some were given up. --frames 121

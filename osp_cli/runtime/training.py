@@ -170,13 +170,14 @@ def _train(
 ) -> Generator[Event]:
     if not (request.cache_only or dry_run):
         _refuse_name(request)
-    weights = request.spec.weights_dir()
+    # A plan needs no weights: the card tells how large they are.
+    weights = None if dry_run else request.spec.weights_dir()
     # One plan for all: they may have less or more memory free at this moment.
     plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
     if request.context_parallel > 1:
         _check_context(request, report, weights)
-    if dry_run:
+    if weights is None:
         return
     if group.device is not None:
         plan = replace(plan, device=str(group.device))
@@ -193,7 +194,7 @@ def _train(
     yield from _run_steps(run, stop)
 
 
-def _check_context(request: TrainRequest, report: DatasetReport, weights: Path) -> None:
+def _check_context(request: TrainRequest, report: DatasetReport, weights: Path | None) -> None:
     """Refuse samples whose tokens the processes could not share out evenly."""
     spec = request.spec
     cell = 2 * spec.scale_factor_spatial
