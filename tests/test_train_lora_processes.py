@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 # Adam divides by the gradient's size, so that where it is nearly zero a rounding error alone decides
 # on a step's direction. A large eps takes that away: what is left is float32's own rounding.
 LINEAR = ("--eps", "1", "--lr", "0.1")
-# Both sum in another order. The adapter's numbers are up to about 0.1.
+# Both sum in another order; 9e-8 was seen.
 ATOL = 1e-6
 PAIR = (*LINEAR, "--gpus", "2", "--batch-size", "1")
 
@@ -87,13 +87,13 @@ def same_losses(one: Training, other: Training) -> None:
 def test_two_processes_do_what_one_does(lone, pair):
     """Also where a step has an odd sample: of three clips every second batch has one."""
     same_losses(lone, pair)
-    print("FAR", farthest(lone, pair), max(float(np.abs(v).max()) for v in tensors(lone.run / "glass.safetensors").values()))
     assert farthest(lone, pair) <= ATOL
     assert pair.checkpoints == lone.checkpoints
     assert pair.litter() == set()
-    # It did learn.
+    # It did learn: these begin at zero.
     trained = tensors(lone.run / "glass.safetensors")
-    assert max(float(np.abs(value).max()) for value in trained.values()) > 100 * ATOL
+    learnt = [value for name, value in trained.items() if "lora_B" in name]
+    assert max(float(np.abs(value).max()) for value in learnt) > 1000 * ATOL
 
 
 def test_one_goes_on_where_two_were(training, lone, pair):

@@ -124,9 +124,10 @@ def test_betas(betas):
 def test_sizes_are_multiples_of_what_the_model_takes(width, height):
     unit = find_model("osp-mini").multiple_of
     if width % unit or height % unit:
-        assert f"multiples of {unit}, got {width}x{height}" in refused(
-            width=width, height=height
-        ).message
+        assert (
+            f"multiples of {unit}, got {width}x{height}"
+            in refused(width=width, height=height).message
+        )
     else:
         assert request(width=width, height=height).width == width
 
