@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ Examples:
     --caption "{caption}, {style} style"
   osp dataset build clips/ --style all -o styled --stylizer qwen-image-edit \\
     --animator wan2.1-i2v-14b-480p
-  osp train-lora styled --name my-oil --trigger "my oil style"
+  osp train-lora styled --out my-oil --trigger "my oil style"
 The same command goes on where it was stopped. Text files beside the
 clips, fox.txt for fox.mp4, are their captions. styled/osp.jsonl tells
 what became of every clip, and why some were given up. --frames 121
@@ -331,9 +332,12 @@ class _Teller:
         match event:
             case Notice(message):
                 console.say(f"note: {message}")
-            case DatasetBuilt(num_clips=clips, num_rejected=rejected):
+            case DatasetBuilt(path=path, num_clips=clips, num_rejected=rejected):
                 gone = f", {rejected} were given up" if rejected else ""
                 console.say(f"{clips} clip{'s are' if clips > 1 else ' is'} ready{gone}")
+                if clips:
+                    folder = shlex.quote(str(path.parent))
+                    console.say(f'osp train-lora {folder} --out NAME --trigger "WORDS"')
             case ItemBuilt():
                 self._item(event)
 
