@@ -70,4 +70,4 @@ class TrainPlan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "streamed": list(self.streamed)}

@@ -178,7 +178,7 @@ class TrainRequest:
             *("dataset", "output", "title", "epochs", "max_steps", "device", "gpus", "name"),
             *("context_parallel", "max_vram", "max_ram", "grad_checkpoint", "swap_blocks"),
             *("offload_activations", "save_every", "keep", "resume", "sample_every"),
-            *("sample_prompts", "sample_images", "save_format", "logs", "cache_dir", "trigger"),
+            *("sample_prompts", "sample_images", "save_format", "logs", "cache_dir"),
             *("allow_empty", "allow_upscale", "skip_invalid", "validate_only", "cache_only"),
             *("overwrite", "batch_size", "accumulate"),
         )

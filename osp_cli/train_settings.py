@@ -239,7 +239,7 @@ def read_training_table(entries: Mapping[str, Any], place: str) -> dict[str, Any
             )
         dial = TRAIN_DIALS[name]
         try:
-            values[dial.field] = dial.read(_as_text(value))
+            values[dial.field] = _read_listed(dial, value)
         except InvalidRequestError as error:
             raise error.at(place) from None
     return values
@@ -250,13 +250,19 @@ def shared_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {field: value for field, value in values.items() if field in _SHARED}
 
 
+def _read_listed(dial: Dial, value: Any) -> Any:
+    if isinstance(value, list) and dial.read is _texts and all(isinstance(v, str) for v in value):
+        # Each as it is, whatever signs it has.
+        return tuple(value)
+    return dial.read(_as_text(value))
+
+
 def _as_text(value: Any) -> str:
     """A TOML value as it would be typed."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        separator = "|" if all(isinstance(item, str) for item in value) else ":"
-        return separator.join(map(str, value))
+        return ":".join(map(str, value))
     return str(value)
 
 

@@ -3,7 +3,10 @@
 A program of its own, so that torch is imported once for all cases. Each line of stdin is a job, a
 JSON object with `argv`, `cwd`, `stage` and `signals`; each line of stdout answers with the child's
 exit status, negative for a signal. `stdin` and `stdout` may name other files than an empty one and
-one called `stdout`; with `ffmpeg` the signals are for the child's ffmpeg.
+one called `stdout`; with `ffmpeg` the signals are for the child's ffmpeg. `call` is which of the
+stage's calls is struck, `environment` is added to the child's. With `processes` so many children
+share the run as those of `train_launch` do, the last one is struck, and the answer is a list;
+`closed` gives the child a stdout that nobody reads.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +38,15 @@ from osp_cli.runtime import (
     stages,
     stream_engine,
     stream_state,
+    train_encoding,
+    train_export,
+    training,
 )
+from osp_cli.runtime.train_page import RunPage
+from osp_cli.runtime.train_samples import TrainingSamples
+from osp_cli.training import checkpoints, trainer
+from osp_cli.training.dataset.cache import ClipCache
+from osp_cli.training.metrics import MetricsLog
 
 # Where a signal may strike: owner, name of the function, and at which of its calls.
 STAGES = {
@@ -65,6 +77,20 @@ STAGES = {
     "join": (recording, "join", 1),
     # After five states and the video.
     "sidecar": (files, "publish", 7),
+    # Of training.
+    "look": (training, "_new_run", 1),
+    "encode clip": (train_encoding, "encode_window", 2),
+    "keep clip": (ClipCache, "write", 2),
+    "train": (trainer.Trainer, "_take_step", 1),
+    "log": (MetricsLog, "write", 1),
+    "checkpoint": (trainer, "write_checkpoint", 1),
+    "checkpoint to disk": (checkpoints, "force_to_disk", 1),
+    "name checkpoint": (checkpoints, "_give_name", 1),
+    "prune": (trainer, "prune", 1),
+    "sample": (TrainingSamples, "_write", 1),
+    "page": (RunPage, "write", 1),
+    "export": (training, "export", 1),
+    "install": (train_export, "install", 1),
 }
 
 
@@ -95,14 +121,20 @@ def child(job: dict[str, object]) -> None:
     """One run of `osp`; never returns."""
     folder = Path(str(job["cwd"]))
     os.chdir(folder)
+    os.environ.update(job.get("environment") or {})  # type: ignore[call-overload]
     for number, name in ((1, "stdout"), (2, "stderr")):
         name = str(job.get(name) or name)
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
+    if job.get("closed"):
+        reader, writer = os.pipe()
+        os.dup2(writer, 1)
+        os.close(reader)
     os.dup2(os.open(str(job.get("stdin") or os.devnull), os.O_RDONLY), 0)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     if job["stage"]:
         owner, name, call = STAGES[str(job["stage"])]
+        call = int(str(job.get("call") or call))
         numbers = [int(number) for number in job["signals"]]  # type: ignore[attr-defined]
         strike(owner, name, call, numbers, ffmpeg=bool(job.get("ffmpeg")))
     code = main([str(word) for word in job["argv"]])  # type: ignore[attr-defined]
@@ -118,12 +150,36 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         job = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            child(job)
-        _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.write(f"{crew(job) if job.get('processes') else lone(job)}\n")
         sys.stdout.flush()
+
+
+def lone(job: dict[str, object]) -> int:
+    """The exit status of one child."""
+    pid = os.fork()
+    if pid == 0:
+        child(job)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def crew(job: dict[str, object]) -> list[int]:
+    """The exit statuses of children that share a run."""
+    world = int(str(job["processes"]))
+    with tempfile.TemporaryDirectory() as folder:
+        pids = []
+        for rank in range(world):
+            pid = os.fork()
+            if pid == 0:
+                shared = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+                shared |= {"OSP_MEETING": f"{folder}/meeting", "GLOO_SOCKET_IFNAME": "lo"}
+                own = {**job, "environment": {**(job.get("environment") or {}), **shared}}  # type: ignore[dict-item]
+                if rank:
+                    own |= {"stdout": f"stdout-{rank}", "stderr": f"stderr-{rank}"}
+                if rank < world - 1:
+                    own["stage"] = None
+                child(own)
+            pids.append(pid)
+        return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
 if __name__ == "__main__":

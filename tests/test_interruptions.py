@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -37,9 +38,16 @@ class Outcome:
 @pytest.fixture(scope="module")
 def server(tiny_home):
     """A process that has imported everything and forks a child for each run."""
+    with fork_server(tiny_home) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def fork_server(home):
+    """The program `fork_server.py`, which answers jobs."""
     environment = {
         **os.environ,
-        "OSP_HOME": str(tiny_home),
+        "OSP_HOME": str(home),
         "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
         "OMP_NUM_THREADS": "1",
     }

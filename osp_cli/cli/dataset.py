@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from osp_cli.cli import console, dataset_check
-from osp_cli.cli.options import DebugOpt, DeviceOpt, DryRunOpt, FpsOpt, JsonOpt, QuietOpt, SizeOpt
+from osp_cli.cli.options import DebugOpt, DeviceOpt, FpsOpt, JsonOpt, QuietOpt, SizeOpt
 from osp_cli.dials import number, prompt_text, whole_number
 from osp_cli.errors import InvalidRequestError, OspError
 
@@ -134,6 +134,14 @@ def build(
         str,
         typer.Option("--animator", metavar="NAME", help="procedural, or one of `osp models`"),
     ] = "procedural",
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="FOLDER",
+            help="A CLIP model that must find the style in every picture and clip",
+        ),
+    ] = None,
     min_seconds: Annotated[
         float | None,
         typer.Option(
@@ -175,7 +183,10 @@ def build(
             show_default=False,
         ),
     ] = False,
-    dry_run: DryRunOpt = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be made, and exit", show_default=False),
+    ] = False,
     as_json: JsonOpt = False,
     quiet: QuietOpt = False,
     debug: DebugOpt = False,
@@ -198,6 +209,7 @@ def build(
     settings, notices = settle_build(
         stylizer=_engine(stylizer),
         animator=animator,
+        judge=None if judge is None else str(Path(judge).resolve()),
         num_frames=num_frames,
         fps=fps,
         size=None if size is None else (size.width, size.height),

@@ -14,6 +14,7 @@ from osp_cli.cli import console
 if TYPE_CHECKING:
     from osp_cli.cli.display import Display
     from osp_cli.cli.making import Manner
+    from osp_cli.errors import InterruptedRunError
     from osp_cli.events import Event
     from osp_cli.settings import Setting
     from osp_cli.stopping import StopSignal
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 
 
 def show_training_settings(settled: SettledTraining, *, as_json: bool) -> None:
-    """Write every dial with its origin: TOML that `--config` takes, or one JSON object."""
+    """Write every dial with its origin: TOML that `--config` takes, or one JSON object.
+
+    What nobody chose is a remark in the TOML, so that the file leaves it to the base that is used.
+    """
     if as_json:
         console.write_json(
             {
@@ -46,15 +50,16 @@ def _line(name: str, setting: Setting) -> str:
     if value is None or value == []:
         return f"# {name} ="
     text = json.dumps(value, ensure_ascii=False)
-    return f"{'# ' if setting.origin in ('paper', 'default') else ''}{name} = {text}"
+    chosen = setting.origin not in ("paper", "default") and not setting.origin.startswith("recipe ")
+    return f"{name} = {text}" if chosen else f"# {name} = {text}"
 
 
 def _plain(value: Any) -> Any:
     from pathlib import Path
 
-    from osp_cli.dials import Size
+    from osp_cli.dials import MemorySize, Size
 
-    if isinstance(value, Size | Path):
+    if isinstance(value, Size | MemorySize | Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
 
@@ -102,7 +107,25 @@ def train_now(settled: SettledTraining, started: float, manner: Manner) -> None:
             raise console.StdoutClosedError from error
         # A signal may strike anywhere in here, also while an event is being shown.
         except KeyboardInterrupt as error:
-            raise stop.error("interrupted before training began") from error
+            raise _interrupted(request, stop) from error
+
+
+def _interrupted(request: TrainRequest, stop: StopSignal) -> InterruptedRunError:
+    """The error of a run that was stopped without being asked to save."""
+    # As `osp_cli.training.checkpoints` names them, which would import torch.
+    found = {
+        int(path.name.removeprefix("step-")): path
+        for path in request.output.glob("checkpoints/step-*")
+        if path.name.removeprefix("step-").isdecimal()
+    }
+    if found and not request.cache_only:
+        return stop.error(
+            "interrupted; steps after the last checkpoint are lost", kept=(found[max(found)],)
+        )
+    return stop.error(
+        "interrupted before the first checkpoint; the same command begins again, "
+        "with what was encoded so far"
+    )
 
 
 def _is_first() -> bool:

@@ -24,6 +24,7 @@ from osp_cli.hub.whole import whole_weights_dir
 from osp_cli.registry import find_model
 from osp_cli.runtime.adapters import adapter_problem
 from osp_cli.runtime.editors import editor_folder, editor_of, load_editor
+from osp_cli.runtime.judging import ClipJudge, check_judge
 from osp_cli.runtime.models import Models
 from osp_cli.runtime.settling import settle
 from osp_cli.runtime.stages import decode, sample
@@ -33,7 +34,7 @@ from osp_cli.stopping import StopSignal
 from osp_cli.training.building.engines import Animator, Shot, Stylizer
 from osp_cli.training.building.manifest import MANIFEST, Manifest
 from osp_cli.training.building.procedural import ProceduralAnimator, ProceduralStylizer
-from osp_cli.training.building.request import PROCEDURAL, BuildRequest
+from osp_cli.training.building.request import PROCEDURAL, BuildRequest, judged_words
 from osp_cli.training.building.settings import keep_settings, settle_folder
 from osp_cli.training.building.stages import Build, check_files, forget
 
@@ -84,19 +85,26 @@ def check_engines(request: BuildRequest) -> None:
         editor_of(editor_folder(settings.stylizer))
     if settings.animator != PROCEDURAL:
         whole_weights_dir(find_model(settings.animator))
+    if settings.judge is not None:
+        check_judge(Path(settings.judge))
 
 
 def _stages(request: BuildRequest, build: Build) -> Iterator[Event]:
     settings, manifest = request.settings, build.manifest
     yield from _timed("gate", build.gate(request.sources, request.captions, request.styles))
     yield from _timed("keyframe", build.take_keyframes(request.sources))
+    judge = None
+    if settings.judge is not None and manifest.at("keyframed", "stylised", "animated"):
+        # Small beside the engines, so it stays.
+        words = judged_words(request.styles)
+        judge = ClipJudge(Path(settings.judge), words, request.device)
     # An engine is loaded when there is something for it to do, and gone before the next one.
     if manifest.at("keyframed"):
         with _stylizer(settings.stylizer, request.device) as stylizer:
-            yield from _timed("stylise", build.stylise(stylizer))
+            yield from _timed("stylise", build.stylise(stylizer, judge))
     if manifest.at("stylised", "animated"):
         with _animator(request) as animator:
-            yield from _timed("animate", build.animate(animator))
+            yield from _timed("animate", build.animate(animator, judge))
 
 
 def _timed(name: str, events: Iterator[Event]) -> Iterator[Event]:

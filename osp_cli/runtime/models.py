@@ -94,7 +94,7 @@ class Models:
             self._parts[loaded.component] = part
             yield loaded
         if "vae" in self._parts:
-            _set_tiling(self._parts["vae"], plan.vae_tiling)
+            set_tiling(self._parts["vae"], plan.vae_tiling)
 
     def drop(self) -> None:
         """Let go of everything."""
@@ -159,7 +159,7 @@ class Models:
                 torch.cuda.empty_cache()
 
 
-def _set_tiling(vae: Any, tiled: bool) -> None:
+def set_tiling(vae: Any, tiled: bool) -> None:
     """Of an autoencoder that can; the small one works frame by frame anyway."""
     if hasattr(vae, "use_tiling"):
         vae.enable_tiling() if tiled else vae.disable_tiling()

@@ -37,6 +37,8 @@ from osp_cli.registry import ModelSpec, presets_dir
 from osp_cli.runtime.devices import resolve_device
 from osp_cli.runtime.loading import load_parts
 from osp_cli.runtime.memory_errors import is_out_of_memory
+from osp_cli.runtime.models import set_tiling
+from osp_cli.runtime.sizes import transformer_shape
 from osp_cli.runtime.train_check import write_report
 from osp_cli.runtime.train_encoding import ClipStore, Encoders
 from osp_cli.runtime.train_export import export, export_full
@@ -59,6 +61,7 @@ from osp_cli.training.dataset.entries import DatasetReport, condition_of
 from osp_cli.training.dataset.windows import read_source, read_window
 from osp_cli.training.distributed import (
     DataGroup,
+    check_context,
     enable_context_parallel,
     join_group,
     leave_group,
@@ -172,6 +175,8 @@ def _train(
     # One plan for all: they may have less or more memory free at this moment.
     plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
+    if request.context_parallel > 1:
+        _check_context(request, report, weights)
     if dry_run:
         return
     if group.device is not None:
@@ -206,6 +211,21 @@ def _refuse_paths(request: TrainRequest) -> None:
             if inside and not error.hint:
                 error.hint = f"--resume {inside[-1]} is the newest one"
             raise
+
+
+def _check_context(request: TrainRequest, report: DatasetReport, weights: Path) -> None:
+    """Refuse samples whose tokens the processes could not share out evenly."""
+    spec = request.spec
+    cell = 2 * spec.scale_factor_spatial
+    tokens = [
+        (window.size[0] // cell)
+        * (window.size[1] // cell)
+        * (1 + (window.num_frames - 1) // spec.scale_factor_temporal)
+        for window in report.windows
+    ]
+    shape = transformer_shape(spec, weights)
+    if shape is not None:
+        check_context(shape.heads, tokens, request.context_parallel)
 
 
 def _refuse_name(request: TrainRequest) -> None:
@@ -310,6 +330,7 @@ def _load_encoders(run: _Run, tell: Callable[[Event], object]) -> Encoders:
             tell(loaded)
             if loaded.component == "vae":
                 run.vae = part
+                set_tiling(run.vae, run.plan.encode_tiling)
             else:
                 run.conditioner = part
         run.conditions = condition_source(run.conditioner, run.vae, run.spec.image_token_surround)
@@ -322,6 +343,7 @@ def _load(run: _Run) -> Iterator[Event]:
     loaded: list[Event] = []
     _load_encoders(run, loaded.append)
     yield from loaded
+    set_tiling(run.vae, plan.sample_tiling)
     if run.samples is not None:
         source = run.conditions if request.train_adapter else None
         run.samples.prepare(run.vae, run.conditioner, source)
@@ -365,6 +387,7 @@ def _loading_plan(run: _Run, device: str) -> Plan:
         sampler="euler",
         cache="none",
         guidance=1.0,
+        streamed=plan.streamed,
         weights_bytes=plan.weights_bytes,
         expected_peak_bytes=plan.expected_peak_bytes,
         disk_bytes=0,
@@ -389,7 +412,7 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         )
         if group.context_world > 1:
             enable_context_parallel(run.transformer, group)
-        if group.world > 1 and _shards(run):
+        if group.world > 1 and plan.sharded:
             shard(run.transformer, group)
         batch = _batch(run)
         order = _order(run, batch)
@@ -406,6 +429,8 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
         yield from map(Notice, trainer.notices)
         if trainer.resumed is not None:
             yield Notice(_resumed_notice(trainer))
+            if batch != _asked_batch(run):
+                yield Notice(f"the run keeps its batch: {batch} samples a step")
         page = RunPage(request, run.report, plan, run.samples) if group.writes else None
         yield from _steps(run, trainer, order, stop, page)
         yield from _finish(run, trainer, page)
@@ -439,11 +464,6 @@ def _finish(run: _Run, trainer: Trainer, page: RunPage | None) -> Iterator[Event
     yield Notice(f"loss and samples: {page.write()}")
 
 
-def _shards(run: _Run) -> bool:
-    """Whether weights are shared out; a small base is quicker whole."""
-    return run.device.type == "cuda" and run.plan.weights_bytes > 2 * 10**9
-
-
 def _trained_modules(run: _Run) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {"transformer": run.transformer}
     if run.request.train_adapter:
@@ -459,7 +479,11 @@ def _batch(run: _Run) -> int:
         found, _ = find_checkpoint(request.output, which)
         if found is not None and found.state.batch:
             return int(found.state.batch)
-    return request.batch_size * request.accumulate * run.group.data_world
+    return _asked_batch(run)
+
+
+def _asked_batch(run: _Run) -> int:
+    return run.request.batch_size * run.request.accumulate * run.group.data_world
 
 
 def _order(run: _Run, batch: int) -> SampleOrder:
@@ -477,6 +501,8 @@ def _loop_settings(request: TrainRequest, order: SampleOrder, plan: TrainPlan) -
     return LoopSettings(
         steps=steps,
         learning_rate=request.learning_rate,
+        # Of whatever matrices take, there is one flag.
+        matrix_learning_rate=request.learning_rate,
         warmup=request.warmup,
         lr_schedule=request.lr_schedule,
         weight_decay=request.weight_decay,

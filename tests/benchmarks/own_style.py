@@ -1,4 +1,4 @@
-"""A fourteenth style, from a folder of clips to photos that it never saw: `osp train-lora` measured.
+"""A fourteenth style, from a folder of clips to photos that it never saw, measured.
 
     python tests/benchmarks/own_style.py --folder RUNS --json OUT [--paired] [--steps N]
 
@@ -173,7 +173,7 @@ def main() -> None:
         "identified": hits,
         "photos": looks,
     }
-    print(json.dumps(result, indent=1))
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
     if asked.json:
         asked.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -77,3 +77,6 @@ class StyleJudge(Protocol):
 
     def rank(self, picture: Image.Image) -> list[str]:
         """Names of styles, the likeliest first."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and hash of its weights, as plain JSON values."""

@@ -52,6 +52,7 @@ def picture_scores(
     }
     if judge is not None:
         scores["looks_like"] = [judge.rank(styled)[0]]
+        scores["judge"] = judge.describe()
     return scores
 
 
@@ -105,6 +106,7 @@ def clip_scores(path: Path, styled: Image.Image, judge: StyleJudge | None = None
     }
     if judge is not None:
         scores["looks_like"] = [judge.rank(Image.fromarray(kept[k]))[0] for k in shown]
+        scores["judge"] = judge.describe()
     return scores
 
 

@@ -49,6 +49,7 @@ def settle_build(
     *,
     stylizer: str,
     animator: str,
+    judge: str | None = None,
     num_frames: int | None,
     fps: int | None,
     size: tuple[int, int] | None,
@@ -76,6 +77,7 @@ def settle_build(
     settings = BuildSettings(
         stylizer=stylizer,
         animator=animator,
+        judge=judge,
         num_frames=rounded,
         fps=fps or 16,
         size=size,
@@ -112,7 +114,13 @@ def find_styles(names: Sequence[str], stylizer: str) -> tuple[Style, ...]:
 def _style(preset: StylePreset) -> Style:
     words = preset.prompt_template.replace("{prompt}", "").strip(" ,;:")
     instruction = f"Redraw this picture. Keep its content, composition and poses. Style: {words}"
-    return Style(preset.name, preset.title, instruction)
+    return Style(preset.name, preset.title, instruction, preset.short or preset.title)
+
+
+def judged_words(styles: Sequence[Style]) -> dict[str, str]:
+    """What a judge chooses from, by name: these styles and all of ours."""
+    ours = {name: preset.short or preset.title for name, preset in style_presets().items()}
+    return {**ours, **{style.name: style.words or style.title for style in styles}}
 
 
 def _gates(

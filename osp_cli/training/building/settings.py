@@ -26,11 +26,13 @@ class Style:
         name: of the style.
         title: what captions call it.
         instruction: what a stylizer that reads is told.
+        words: what a judge looks for; the title where there are none.
     """
 
     name: str
     title: str
     instruction: str
+    words: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class BuildSettings:
 
     Attributes:
         stylizer, animator: names or folders of the engines.
+        judge: folder of a CLIP that must find the style in every result; None asks nobody.
         num_frames, fps: of every clip.
         size: `(width, height)` of every clip; None for the nearest of `sizes` to the source.
         sizes: that the animator makes.
@@ -51,6 +54,7 @@ class BuildSettings:
 
     stylizer: str = "procedural"
     animator: str = "procedural"
+    judge: str | None = None
     num_frames: int = 49
     fps: int = 16
     size: tuple[int, int] | None = None

@@ -152,7 +152,7 @@ def refuse(report: DatasetReport, *, skip_invalid: bool) -> None:
         places = len({finding.place for finding in errors})
         raise InvalidRequestError(
             f"{places} of {report.num_entries} clips of {report.root} cannot be trained on",
-            hint="mend them, or --skip-invalid trains without them",
+            hint="mend them, or --skip-invalid trains without them" if report.windows else None,
         )
     if not report.windows:
         raise InvalidRequestError(

@@ -68,6 +68,9 @@ def test_a_judge_is_believed(scenes):
         def rank(self, image):
             return ["oil", "ink"]
 
+        def describe(self):
+            return {"name": "judge"}
+
     styled = ProceduralStylizer().stylise(scenes[0], "ink", "", 0)
     scores = picture_scores(scenes[0], styled, Judge())
     assert codes(picture_problems(scores, "ink", LIMITS)) == ["other-style"]
@@ -116,6 +119,9 @@ def test_a_judge_sees_frames_of_all_the_clip(scenes, tmp_path):
         def rank(self, image):
             seen.append(np.asarray(image).astype(float))
             return ["ghibli"]
+
+        def describe(self):
+            return {"name": "judge"}
 
     write_video(clip, tmp_path / "clip.mp4", fps=16, crf=1)
     clip_scores(tmp_path / "clip.mp4", Image.fromarray(clip[0]), Judge())
