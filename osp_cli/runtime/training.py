@@ -171,13 +171,16 @@ def _train(
     _refuse_paths(request)
     if not (request.cache_only or dry_run):
         _refuse_name(request)
-    weights = request.spec.weights_dir()
+    # A plan asks for no weights: whether a card is worth the download is what it is for.
+    weights = request.spec.find_weights() if dry_run else request.spec.weights_dir()
     # One plan for all: they may have less or more memory free at this moment.
     plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
     if request.context_parallel > 1:
         _check_context(request, report, weights)
-    if dry_run:
+    if weights is None:
+        yield Notice(f"planned by the card of {plan.model}, whose weights are not installed")
+    if weights is None or dry_run:
         return
     if group.device is not None:
         plan = replace(plan, device=str(group.device))
@@ -213,7 +216,7 @@ def _refuse_paths(request: TrainRequest) -> None:
             raise
 
 
-def _check_context(request: TrainRequest, report: DatasetReport, weights: Path) -> None:
+def _check_context(request: TrainRequest, report: DatasetReport, weights: Path | None) -> None:
     """Refuse samples whose tokens the processes could not share out evenly."""
     spec = request.spec
     cell = 2 * spec.scale_factor_spatial
