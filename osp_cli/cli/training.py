@@ -190,6 +190,6 @@ def _look_at_data(request: TrainRequest, display: Display | None) -> DatasetRepo
     report = look_at(request)
     if display is not None:
         display.rest()
-        for line in report_lines(report, console.columns(sys.stderr)):
+        for line in report_lines(report, console.columns(sys.stderr), request):
             display.line(line)
     return report
