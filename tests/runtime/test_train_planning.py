@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from osp_cli.errors import InvalidRequestError, WontFitError, WeightsMissingError
+from osp_cli.errors import InvalidRequestError, WeightsMissingError, WontFitError
 from osp_cli.registry import find_model
 from osp_cli.runtime.strategy import Machine
 from osp_cli.runtime.train_planning import plan_training
