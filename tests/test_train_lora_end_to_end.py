@@ -39,7 +39,7 @@ SHARED_CACHE = "cache"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder to work in, with clips, a photo and a home of its own, before anything is trained."""
+    """A folder with clips, a photo and a home of its own, before anything is trained."""
     folder = tmp_path_factory.mktemp("world")
     make_clips(folder / "clips")
     Image.radial_gradient("L").resize((96, 96)).convert("RGB").save(folder / "photo.png")
