@@ -9,7 +9,7 @@ from typing import Any
 
 from osp_cli import __version__
 from osp_cli.errors import InvalidRequestError
-from osp_cli.registry import DTYPES, ModelSpec, find_model
+from osp_cli.registry import DTYPES, ModelSpec, find_model, model_specs, style_presets
 
 MODES = ("flash", "t2v", "inpaint")
 CONDITIONS = ("auto", "first", "source", "plain")
@@ -24,6 +24,8 @@ NEVER = "never"
 AUTO = "auto"
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+# What stands for no style and for all of them.
+_STYLE_WORDS = ("none", "all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +193,7 @@ class TrainRequest:
                 f"--out {self.name!r} is no name: letters, digits, dots, dashes, underscores",
                 hint="osp train-lora ./clips --out stainedglass",
             )
+        self._check_style_name()
         for flag, value, known in (
             ("--mode", self.mode, MODES),
             ("--condition", self.condition, CONDITIONS),
@@ -206,6 +209,22 @@ class TrainRequest:
                 raise InvalidRequestError(
                     f"unknown {flag} {value!r}", hint=f"there are: {', '.join(known)}"
                 )
+
+    def _check_style_name(self) -> None:
+        """Refuse, before hours of training, a name that `--style` would not take for this one."""
+        style = self.name.lower().replace("_", "-")
+        if self.full:
+            return
+        if "." in style:
+            raise InvalidRequestError(
+                f"--out {self.name!r} could not be called by --style, which takes no dots",
+                hint=f"--out {self.name.replace('.', '-')}",
+            )
+        if style in style_presets() or style in _STYLE_WORDS:
+            raise InvalidRequestError(
+                f"--style {style} means something already, so --out cannot be {self.name!r}",
+                hint=f"--out my-{style}",
+            )
 
     def _check_numbers(self) -> None:
         for flag, value, low, high in (
@@ -234,7 +253,7 @@ class TrainRequest:
         ):
             # Written so that nan is refused.
             if not low <= value <= high:
-                raise InvalidRequestError(f"{flag} must be {low:g} to {high:g}, got {value:g}")
+                raise InvalidRequestError(f"{flag} must be {low} to {high}, got {value}")
         for flag, value in (
             ("--lr", self.learning_rate),
             ("--alpha", self.alpha),
@@ -260,7 +279,11 @@ class TrainRequest:
     def _check_model(self) -> None:
         spec = self.spec
         if problem := spec.train_problem(self.mode):
-            raise InvalidRequestError(problem, hint=f"--mode {spec.train_mode}")
+            other = spec.train_mode
+            if spec.train_problem(other) is None:
+                raise InvalidRequestError(problem, hint=f"--mode {other}")
+            able = [s.name for s in model_specs().values() if not s.train_problem(s.train_mode)]
+            raise InvalidRequestError(problem, hint=f"--model takes: {', '.join(able)}")
         if self.train_adapter and spec.conditioner == "umt5":
             raise InvalidRequestError(
                 f"{spec.name} reads its prompts without an adapter, so there is none to train",

@@ -213,8 +213,11 @@ def settle_training(
 
 
 def recipe_path(spec: ModelSpec) -> Path:
-    """The recipe of a base, which need not be there."""
-    return presets_dir() / "training" / f"lora-{spec.name}.toml"
+    """The recipe of a base, which need not be there; cards of the same weights share theirs."""
+    own = presets_dir() / "training" / f"lora-{spec.name}.toml"
+    if spec.weights and not own.is_file():
+        return own.with_name(f"lora-{spec.weights}.toml")
+    return own
 
 
 def read_training_table(entries: Mapping[str, Any], place: str) -> dict[str, Any]:

@@ -34,7 +34,6 @@ from osp_cli.cli.schema import schema_path
 from osp_cli.media.video import probe_video, read_video
 
 CLIP = ("--size", "64x64", "--frames", "5", "--steps", "2", "--seed", "3", "--device", "cpu", "-q")
-SHARED_CACHE = "cache"
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -343,9 +344,12 @@ class _Teller:
         match event:
             case Notice(message):
                 console.say(f"note: {message}")
-            case DatasetBuilt(num_clips=clips, num_rejected=rejected):
+            case DatasetBuilt(path=path, num_clips=clips, num_rejected=rejected):
                 gone = f", {rejected} were given up" if rejected else ""
                 console.say(f"{clips} clip{'s are' if clips > 1 else ' is'} ready{gone}")
+                if clips:
+                    folder = shlex.quote(str(path.parent))
+                    console.say(f'osp train-lora {folder} --out NAME --trigger "WORDS"')
             case ItemBuilt():
                 self._item(event)
 

@@ -18,6 +18,7 @@ from osp_cli.dials import Size, size, whole_number
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from osp_cli.train_request import TrainRequest
     from osp_cli.training.dataset.entries import DatasetReport, Finding
 
 EXAMPLES = """\
@@ -139,7 +140,7 @@ def check(
 
         console.write_json(DatasetChecked(found.as_json()).as_json())
     elif not quiet:
-        _write(found)
+        _write(found, request)
     refuse(found, skip_invalid=False)
 
 
@@ -165,22 +166,28 @@ def show_report(report: DatasetReport) -> None:
         console.say(line)
 
 
-def _write(report: DatasetReport) -> None:
+def _write(report: DatasetReport, request: TrainRequest) -> None:
     """A report on stdout: a table for people, a line of tabs for each finding for programs."""
     if console.is_terminal(sys.stdout):
-        for line in report_lines(report, console.columns()):
+        for line in report_lines(report, console.columns(), request):
             console.write_line(line)
         return
     for each in report.findings:
         cells = (each.place, each.level, each.code, each.message, each.hint)
         console.write_line("\t".join(console.visible(cell).replace("\t", " ") for cell in cells))
-    for line in _summary(report):
+    for line in _summary(report, request):
         console.say(line)
 
 
-def report_lines(report: DatasetReport, columns: int) -> list[str]:
-    """A report in lines of so many columns, without colour."""
-    lines = [line for text in _summary(report) for line in _wrapped(text, "", columns)]
+def report_lines(
+    report: DatasetReport, columns: int, request: TrainRequest | None = None
+) -> list[str]:
+    """A report in lines of so many columns, without colour.
+
+    Args:
+        request: of the training; with it, the picture that clips follow from is told too.
+    """
+    lines = [line for text in _summary(report, request) for line in _wrapped(text, "", columns)]
     if not report.findings:
         return lines
     by_place: dict[str, list[Finding]] = {}
@@ -203,8 +210,10 @@ def report_lines(report: DatasetReport, columns: int) -> list[str]:
     return lines
 
 
-def _summary(report: DatasetReport) -> list[str]:
+def _summary(report: DatasetReport, request: TrainRequest | None = None) -> list[str]:
     """How many clips there are, and what they become."""
+    if not report.num_entries and not report.findings:
+        return [console.visible(f"{report.root}: no clips in it")]
     used = len({window.entry.place for window in report.windows})
     lines = [
         f"{report.root}: {report.layout}",
@@ -212,10 +221,29 @@ def _summary(report: DatasetReport) -> list[str]:
         f"{_count(len(report.windows), 'sample')} out of {report.seconds:.1f} s",
     ]
     lines += [f"{count} x {bucket} frames" for bucket, count in report.buckets.items()]
+    if request is not None and report.windows:
+        lines.append(_conditions_text(report, request))
     num_errors = len(report.errors)
     num_warnings = len(report.findings) - num_errors
     lines.append(f"{_count(num_errors, 'error')}, {_count(num_warnings, 'warning')}")
     return [console.visible(line) for line in lines]
+
+
+def _conditions_text(report: DatasetReport, request: TrainRequest) -> str:
+    """Which pictures the samples follow from, the one thing that nobody sees in the numbers."""
+    from collections import Counter
+
+    from osp_cli.training.dataset.entries import condition_of
+
+    words = {
+        "source": "the pictures beside them",
+        "first": "their own first frames",
+        "plain": "their first frames, robbed of their style",
+        "none": "their captions alone",
+    }
+    kinds = Counter(condition_of(window, request) for window in report.windows)
+    told = [f"{'' if len(kinds) == 1 else f'{n} '}from {words[kind]}" for kind, n in kinds.items()]
+    return f"the samples follow {', '.join(told)}"
 
 
 def _count(number: int, what: str) -> str:

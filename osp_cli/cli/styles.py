@@ -231,7 +231,9 @@ def _adapter_text(preset: StylePreset) -> str:
         return "none, the prompt alone makes it"
     path = adapter_path(preset)
     place = "not installed, the prompt alone makes it" if path is None else path
-    return f"{preset.adapter}, weight {preset.adapter_weight:g}: {place}"
+    named = f"{preset.adapter}, weight {preset.adapter_weight:g}"
+    # A LoRA that is a style by itself is called by its path already.
+    return named if str(place) == preset.adapter else f"{named}: {place}"
 
 
 def _trained_text(preset: StylePreset) -> str:

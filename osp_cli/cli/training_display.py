@@ -13,10 +13,14 @@ from osp_cli.cli.display import SECONDS_BETWEEN_LINES, BarDisplay, Display
 from osp_cli.cli.showing import bytes_text, duration_text
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from osp_cli.train_plan import TrainPlan
 
 # Steps over which speed and loss are averaged.
 _RECENT = 20
+# Widths of terminals with room for a step's figures, and for a bar before them.
+_BARE_COLUMNS, _BAR_COLUMNS = 56, 76
 
 
 class _Training(Display):
@@ -67,6 +71,7 @@ class _Training(Display):
                 super().show(event)
 
     def _show_train_step(self, event: events.TrainStepDone) -> None:
+        self._stage = "step"
         if event.skipped or event.loss is None:
             self.line(f"step {event.step} skipped: its loss or gradient was not finite")
             return
@@ -88,6 +93,16 @@ class _TrainingBars(_Training, BarDisplay):
 
     def progress(self, label: str, done: int, total: int, pace: str) -> None:
         self._update(label, total, done, pace)
+
+    def _new_progress(self) -> Progress:
+        from rich.progress import Progress, SpinnerColumn, TextColumn
+
+        if not _BARE_COLUMNS <= self._console.width < _BAR_COLUMNS:
+            return super()._new_progress()
+        # The loss and the time that is left say more than a bar.
+        label, pace = TextColumn("{task.description}"), TextColumn("{task.fields[pace]}")
+        shown = (SpinnerColumn("line"), label, pace)
+        return Progress(*shown, console=self._console, transient=True, refresh_per_second=4)
 
 
 def plan_lines(plan: TrainPlan) -> list[str]:

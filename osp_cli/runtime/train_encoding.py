@@ -20,7 +20,7 @@ from osp_cli.procedural.plain import plain_picture
 from osp_cli.train_request import TrainRequest
 from osp_cli.training.conditions import ConditionSource
 from osp_cli.training.dataset.cache import ClipCache
-from osp_cli.training.dataset.entries import Window
+from osp_cli.training.dataset.entries import Window, condition_of
 from osp_cli.training.dataset.windows import read_source, read_window
 from osp_cli.training.masks import first_frame_known, masked_latents, random_mask
 from osp_cli.training.objective import KNOWN, merged
@@ -127,15 +127,6 @@ def prompt_with_trigger(caption: str, trigger: str) -> str:
     if not trigger or trigger.lower() in caption.lower():
         return caption
     return f"{trigger}, {caption}" if caption else trigger
-
-
-def condition_of(window: Window, request: TrainRequest) -> str:
-    """Which picture a clip follows from: `first`, `source`, `plain`, or `none` without one."""
-    if request.mode == "t2v":
-        return "none"
-    if window.entry.source is not None and request.condition in ("auto", "source", "plain"):
-        return "source"
-    return "plain" if request.condition == "plain" else "first"
 
 
 @torch.no_grad()

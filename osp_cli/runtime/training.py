@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from osp_cli.errors import InvalidRequestError, WontFitError
+from osp_cli.errors import CheckpointError, InvalidRequestError, WontFitError
 from osp_cli.events import (
     CheckpointSaved,
     Done,
@@ -40,24 +40,24 @@ from osp_cli.runtime.memory_errors import is_out_of_memory
 from osp_cli.runtime.models import set_tiling
 from osp_cli.runtime.sizes import transformer_shape
 from osp_cli.runtime.train_check import write_report
-from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of
+from osp_cli.runtime.train_encoding import ClipStore, Encoders
 from osp_cli.runtime.train_export import export, export_full
 from osp_cli.runtime.train_page import RunPage
 from osp_cli.runtime.train_planning import plan_training
 from osp_cli.runtime.train_samples import TrainingSamples, sample_pictures
 from osp_cli.stopping import StopSignal
 from osp_cli.train_plan import TrainPlan
-from osp_cli.train_request import NEVER, TrainRequest
+from osp_cli.train_request import AUTO, NEVER, TrainRequest
 from osp_cli.training.adapters import (
     adapter_state,
     add_adapter,
     unfreeze,
     unfreeze_conditioner,
 )
-from osp_cli.training.checkpoints import find_checkpoint
+from osp_cli.training.checkpoints import checkpoints_in, find_checkpoint
 from osp_cli.training.conditions import condition_source
 from osp_cli.training.dataset.cache import ClipCache
-from osp_cli.training.dataset.entries import DatasetReport
+from osp_cli.training.dataset.entries import DatasetReport, condition_of
 from osp_cli.training.dataset.windows import read_source, read_window
 from osp_cli.training.distributed import (
     DataGroup,
@@ -168,16 +168,19 @@ def _train(
     *,
     dry_run: bool,
 ) -> Generator[Event]:
+    _refuse_paths(request)
     if not (request.cache_only or dry_run):
         _refuse_name(request)
-    # A plan needs no weights: the card tells how large they are.
-    weights = None if dry_run else request.spec.weights_dir()
+    # A plan asks for no weights: whether a card is worth the download is what it is for.
+    weights = request.spec.find_weights() if dry_run else request.spec.weights_dir()
     # One plan for all: they may have less or more memory free at this moment.
     plan = group.told(plan_training(request, report) if group.writes else None)
     yield TrainingPlanned(plan)
     if request.context_parallel > 1:
         _check_context(request, report, weights)
     if weights is None:
+        yield Notice(f"planned by the card of {plan.model}, whose weights are not installed")
+    if weights is None or dry_run:
         return
     if group.device is not None:
         plan = replace(plan, device=str(group.device))
@@ -192,6 +195,25 @@ def _train(
         return
     yield from _load(run)
     yield from _run_steps(run, stop)
+
+
+def _refuse_paths(request: TrainRequest) -> None:
+    """What is named must be there before minutes are spent.
+
+    Raises:
+        CheckpointError: the checkpoint of `--resume` is missing or damaged.
+        OspError: a picture of `--sample-image` is missing or no picture.
+    """
+    sample_pictures(request.sample_images)
+    if request.resume not in (AUTO, NEVER):
+        path = Path(request.resume)
+        try:
+            find_checkpoint(request.output, path)
+        except CheckpointError as error:
+            inside = checkpoints_in(path) or checkpoints_in(request.output)
+            if inside and not error.hint:
+                error.hint = f"--resume {inside[-1]} is the newest one"
+            raise
 
 
 def _check_context(request: TrainRequest, report: DatasetReport, weights: Path | None) -> None:
@@ -217,8 +239,6 @@ def _refuse_name(request: TrainRequest) -> None:
 
 
 def _make_run_folder(request: TrainRequest) -> None:
-    from osp_cli.training.checkpoints import checkpoints_in
-
     output = request.output
     strange = output.is_dir() and any(output.iterdir()) and not _is_run(output)
     if strange and not request.overwrite:
@@ -586,6 +606,7 @@ def _finite(value: float) -> float | None:
 def _samples(run: _Run, step: int) -> Iterator[Event]:
     if run.samples is None:
         return
+    yield StageStarted("samples")
     yield from run.samples.make(
         step, run.transformer, run.vae, run.conditions, write=run.group.writes
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import typer
 
 from osp_cli.cli import app as cli
 from osp_cli.cli.dataset_check import check, report_lines, show_report
+from osp_cli.train_request import TrainRequest
 from osp_cli.training.dataset.entries import DatasetReport, Entry, Finding, Window
 
 clips = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "media" / "clips.py")))
@@ -190,6 +192,33 @@ def test_long_tables_begin_with_errors_and_end(tmp_path):
     text = "\n".join(report_lines(report, 80))
     assert text.index("late.mp4") < text.index("w0.mp4")
     assert "and 21 more; --report FILE holds all" in text
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("auto", "the samples follow 1 from the pictures beside them, 2 from their own first"),
+        ("first", "the samples follow from their own first frames"),
+        ("plain", "1 from the pictures beside them, 2 from their first frames, robbed of"),
+    ],
+)
+def test_the_pictures_that_samples_follow_from_are_told(tmp_path, condition, words):
+    report = report_of(tmp_path, [])
+    beside = replace(report.windows[0].entry, source=tmp_path / "a.source.png")
+    windows = (replace(report.windows[0], entry=beside), *report.windows[1:])
+    request = TrainRequest(
+        dataset=tmp_path, name="x", output=tmp_path / "x", condition=condition, num_frames=49
+    )
+    lines = report_lines(replace(report, windows=windows), 200, request)
+    assert words in "\n".join(lines)
+
+
+def test_an_empty_folder_is_not_called_faultless(run, tmp_path):
+    (tmp_path / "none").mkdir()
+    code, _, err = run(tmp_path / "none")
+    assert code == 2
+    assert "no clips in it" in err
+    assert "no errors" not in err
 
 
 def test_names_give_no_orders_to_the_terminal(tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from osp_cli.errors import InvalidRequestError, WontFitError
+from osp_cli.errors import InvalidRequestError, WontFitError, WeightsMissingError
 from osp_cli.registry import find_model
 from osp_cli.runtime.strategy import Machine
 from osp_cli.runtime.train_planning import plan_training
@@ -27,7 +27,7 @@ def request_of(model=LARGE, **changes):
     return TrainRequest(
         **{
             "dataset": Path("clips"),
-            "name": "ink",
+            "name": "glass",
             "output": Path("runs"),
             "model": model,
             "sample_every": 0,
@@ -410,3 +410,20 @@ def test_this_machine_is_looked_at_where_none_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10))
     with pytest.raises(WontFitError, match="of the disk"):
         plan_training(request, report_of(*[((448, 256), 17)] * 3))
+
+
+def test_a_plan_is_made_before_the_weights_are_there(monkeypatch, tmp_path):
+    from osp_cli.events import Notice, TrainingPlanned
+    from osp_cli.runtime import train_planning
+    from osp_cli.runtime.training import train
+
+    monkeypatch.setenv("OSP_HOME", str(tmp_path))
+    monkeypatch.setattr(train_planning, "this_machine", lambda *_: machine_of(80, kind="cpu"))
+    request, report = request_of(SMALL, device="cpu"), report_of(((512, 512), 49))
+    planned, told = train(request, report, dry_run=True)
+    assert isinstance(planned, TrainingPlanned)
+    assert planned.plan.weights_bytes > 2 * GB
+    assert isinstance(told, Notice)
+    assert "not installed" in told.message
+    with pytest.raises(WeightsMissingError):
+        next(train(request, report))

@@ -104,9 +104,10 @@ def test_a_second_run_takes_its_clips_from_the_cache(tiny_card, data, tmp_path, 
 
 def test_a_source_beside_a_clip_is_what_it_follows_from(tiny_card, tiny_home, data, tmp_path):
     from osp_cli.runtime.train_check import look_at
-    from osp_cli.runtime.train_encoding import ClipStore, Encoders, condition_of, encode_window
+    from osp_cli.runtime.train_encoding import ClipStore, Encoders, encode_window
     from osp_cli.train_request import TrainRequest
     from osp_cli.training.dataset.cache import ClipCache
+    from osp_cli.training.dataset.entries import condition_of
 
     Image.new("RGB", (96, 64), (200, 40, 40)).save(data / "one.source.png")
     request = TrainRequest(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from osp_cli.errors import InvalidRequestError
+from osp_cli.train_request import TrainRequest
 
 ERROR = "error"
 WARNING = "warning"
@@ -129,6 +130,15 @@ class DatasetReport:
                 for finding in self.findings
             ],
         }
+
+
+def condition_of(window: Window, request: TrainRequest) -> str:
+    """Which picture a clip follows from: `first`, `source`, `plain`, or `none` without one."""
+    if request.mode == "t2v":
+        return "none"
+    if window.entry.source is not None and request.condition in ("auto", "source", "plain"):
+        return "source"
+    return "plain" if request.condition == "plain" else "first"
 
 
 def refuse(report: DatasetReport, *, skip_invalid: bool) -> None:
