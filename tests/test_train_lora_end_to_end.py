@@ -34,12 +34,11 @@ from osp_cli.cli.schema import schema_path
 from osp_cli.media.video import probe_video, read_video
 
 CLIP = ("--size", "64x64", "--frames", "5", "--steps", "2", "--seed", "3", "--device", "cpu", "-q")
-SHARED_CACHE = "cache"
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder to work in, with clips, a photo and a home, before anything is trained."""
+    """A folder with clips, a photo and a home of its own, before anything is trained."""
     folder = tmp_path_factory.mktemp("world")
     make_clips(folder / "clips")
     Image.radial_gradient("L").resize((96, 96)).convert("RGB").save(folder / "photo.png")
@@ -447,9 +446,9 @@ def test_three_in_a_row_end_the_run(away, not_a_number):
 
 def test_a_plan_alone(away, nothing_loaded):
     outcome = train("--dry-run")
-    assert outcome.code == 0
-    assert "6 steps of 2 from 3 samples" in outcome.out
-    assert "expected" in outcome.out
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "6 steps of 2 from 3 samples" in outcome.err
+    assert "expected" in outcome.err
     assert not (away / "glass").exists()
 
 
