@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from osp_cli.errors import InvalidRequestError, WontFitError, WeightsMissingError
+from osp_cli.errors import InvalidRequestError, WeightsMissingError, WontFitError
 from osp_cli.registry import find_model
 from osp_cli.runtime.strategy import Machine
 from osp_cli.runtime.train_planning import plan_training
@@ -418,7 +418,7 @@ def test_a_plan_is_made_before_the_weights_are_there(monkeypatch, tmp_path):
     from osp_cli.runtime.training import train
 
     monkeypatch.setenv("OSP_HOME", str(tmp_path))
-    monkeypatch.setattr(train_planning, "this_machine", lambda *_: machine_of(80, kind="cpu"))
+    monkeypatch.setattr(train_planning, "this_machine", lambda *_, **__: machine_of(80, kind="cpu"))
     request, report = request_of(SMALL, device="cpu"), report_of(((512, 512), 49))
     planned, told = train(request, report, dry_run=True)
     assert isinstance(planned, TrainingPlanned)
