@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,13 @@ def stored_layers(command: str, explicit: Path | None = None) -> list[Layer]:
         InvalidRequestError: a file cannot be read, or holds a key or a value that makes no sense.
     """
     files = config_files(explicit)
-    return [environment_layer(os.environ), *(_file_layer(command, *file) for file in files)]
+    environment = environment_layer(os.environ)
+    if command == TRAINING:
+        from osp_cli.train_settings import shared_values
+
+        # Seeds and cutoffs of clips are of other kinds.
+        environment = replace(environment, values=shared_values(environment.values))
+    return [environment, *(_file_layer(command, *file) for file in files)]
 
 
 def environment_layer(environ: Mapping[str, str]) -> Layer:

@@ -245,6 +245,7 @@ class TrainRequest:
             ("--caption-drop", self.caption_drop, 0, 1),
             ("--sigma-shift", self.sigma_shift, 0.01, 100),
             ("--gpus", self.gpus, 1, 1024),
+            ("--context-parallel", self.context_parallel, 1, 1024),
             ("--save-every", self.save_every, 0, 10**8),
             ("--sample-every", self.sample_every, 0, 10**8),
             ("--keep", self.keep, 1, 10**6),
@@ -303,7 +304,9 @@ class TrainRequest:
 
     def _check_machine(self) -> None:
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", self.device):
-            raise InvalidRequestError(f"unknown device {self.device!r}")
+            raise InvalidRequestError(
+                f"unknown --device {self.device!r}", hint="there are: auto, cpu, cuda, cuda:N, mps"
+            )
         if self.gpus % self.context_parallel:
             raise InvalidRequestError(
                 f"--gpus {self.gpus} cannot be shared out in groups of --context-parallel "

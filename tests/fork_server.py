@@ -6,11 +6,14 @@ exit status, negative for a signal. `stdin` and `stdout` may name other files th
 one called `stdout`; with `ffmpeg` the signals are for the child's ffmpeg. `call` is which of the
 stage's calls is struck, `environment` is added to the child's. With `processes` so many children
 share the run as those of `train_launch` do, the last one is struck, and the answer is a list;
-`closed` gives the child a stdout that nobody reads.
+`closed` gives the child a stdout that nobody reads; `fill` names a file that grows, when it is
+struck, until the disk is full.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import signal
@@ -22,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pydantic  # by Typer, in every child
 from conftest import register_tiny
 
 from osp_cli.cli.app import main
@@ -94,7 +98,16 @@ STAGES = {
 }
 
 
-def strike(owner: object, name: str, call: int, signals: list[int], *, ffmpeg: bool) -> None:
+def fill(path: Path) -> None:
+    """Leave no room on a disk."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def strike(
+    owner: object, name: str, call: int, signals: list[int], *, ffmpeg: bool, full: str | None
+) -> None:
     """Make the `call`-th call of a function begin with signals to this process, or its ffmpeg."""
     genuine: Callable[..., object] = getattr(owner, name)
     calls = 0
@@ -103,6 +116,8 @@ def strike(owner: object, name: str, call: int, signals: list[int], *, ffmpeg: b
         nonlocal calls
         calls += 1
         if calls == call:
+            if full:
+                fill(Path(full))
             found = psutil.Process().children(recursive=True) if ffmpeg else [psutil.Process()]
             for process in found:
                 for number in signals:
@@ -136,7 +151,7 @@ def child(job: dict[str, object]) -> None:
         owner, name, call = STAGES[str(job["stage"])]
         call = int(str(job.get("call") or call))
         numbers = [int(number) for number in job["signals"]]  # type: ignore[attr-defined]
-        strike(owner, name, call, numbers, ffmpeg=bool(job.get("ffmpeg")))
+        strike(owner, name, call, numbers, ffmpeg=bool(job.get("ffmpeg")), full=job.get("fill"))
     code = main([str(word) for word in job["argv"]])  # type: ignore[attr-defined]
     sys.stdout.flush()
     sys.stderr.flush()
@@ -146,7 +161,10 @@ def child(job: dict[str, object]) -> None:
 def serve() -> None:
     """Answer jobs until stdin ends."""
     register_tiny()
-    assert batch and contact
+    assert batch and contact and pydantic
+    # A child would copy all that it looks at, and finds nothing.
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in sys.stdin:
         job = json.loads(line)

@@ -39,7 +39,7 @@ SHARED_CACHE = "cache"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder to work in, with clips, a photo and a home of its own, before anything is trained."""
+    """A folder to work in, with clips, a photo and a home, before anything is trained."""
     folder = tmp_path_factory.mktemp("world")
     make_clips(folder / "clips")
     Image.radial_gradient("L").resize((96, 96)).convert("RGB").save(folder / "photo.png")
@@ -310,6 +310,22 @@ def test_nothing_is_written_among_the_clips(place, world):
     assert contents(world / "clips") == before
 
 
+def test_nothing_is_kept_among_the_clips_either(world):
+    before = contents(world / "clips")
+    refused(train("--cache-dir", "clips/cache"), 2, "--cache-dir clips/cache lies inside the data")
+    assert contents(world / "clips") == before
+
+
+def test_who_only_looks_may_stand_among_the_clips(world, monkeypatch):
+    before = contents(world / "clips")
+    monkeypatch.chdir(world / "clips")
+    looked = osp("train-lora", ".", "--validate-only", "--size", "64x64", "--frames", "5")
+    assert looked.code == 0, looked.err
+    assert osp("train-lora", ".", *QUICK, "--cache-only").code == 0
+    refused(train(data="."), 2, "--out glass lies inside the data")
+    assert contents(world / "clips") == before
+
+
 def test_a_folder_of_other_things(away):
     (away / "glass").mkdir()
     (away / "glass" / "thesis.txt").write_text("mine")
@@ -376,14 +392,64 @@ def test_faults_of_the_data_are_told_together(away, world):
     assert {line["step"] for line in metrics(away / "glass")} == set(range(1, STEPS + 1))
 
 
+# Steps that go wrong
+
+
+@pytest.fixture
+def not_a_number(monkeypatch):
+    """A function that makes the losses of some steps, counted from 1, not finite."""
+    from osp_cli.training.trainer import Trainer
+
+    genuine = Trainer._backward
+
+    def make(steps):
+        def backward(self, passes):
+            loss = genuine(self, passes)
+            return float("nan") if self.step + 1 in steps else loss
+
+        monkeypatch.setattr(Trainer, "_backward", backward)
+
+    return make
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_told(away, not_a_number):
+    not_a_number({3})
+    outcome = train("--json")
+    assert outcome.code == 0, outcome.err
+    assert "step 3 skipped: its loss or gradient was not finite" in outcome.err
+    assert "1 step skipped" in outcome.err
+    lines = metrics(away / "glass")
+    assert [line["skipped"] for line in lines] == [False, False, True, False, False, False]
+    assert lines[2]["loss"] is None
+    assert set(lines[2]["samples"]) <= {"left.mp4", "right.mp4", "down.mp4"}
+    assert lines[2]["samples"]
+    done = [event for event in outcome.events if event["type"] == "train"]
+    assert [event["loss"] is None for event in done] == [line["skipped"] for line in lines]
+    assert outcome.events[-1]["skipped_steps"] == 1
+
+
+def test_three_in_a_row_end_the_run(away, not_a_number):
+    not_a_number({3, 4, 5})
+    outcome = train()
+    refused(outcome, 1, "3 steps in a row, up to step 5", "metrics.jsonl")
+    # The bad steps before it changed nothing.
+    assert "the last good checkpoint is glass/checkpoints/step-000004" in outcome.err
+    assert not (away / "glass" / "glass.safetensors").exists()
+    state, before = (
+        load_file(away / "glass" / "checkpoints" / f"step-00000{step}" / "state.safetensors")
+        for step in (4, 2)
+    )
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+
+
 # Less than a run
 
 
 def test_a_plan_alone(away, nothing_loaded):
     outcome = train("--dry-run")
-    assert (outcome.code, outcome.out) == (0, "")
-    assert "6 steps of 2 from 3 samples" in outcome.err
-    assert "expected" in outcome.err
+    assert outcome.code == 0
+    assert "6 steps of 2 from 3 samples" in outcome.out
+    assert "expected" in outcome.out
     assert not (away / "glass").exists()
 
 
@@ -416,9 +482,9 @@ def test_the_lines_of_json(away):
     for event in outcome.events:
         schema.validate(event)
     kinds = [event["type"] for event in outcome.events]
-    assert kinds[0] == "dataset_checked" or "dataset" in kinds[0]
-    assert kinds[-1] == "done"
-    assert sum("sample" in kind for kind in kinds) == 2
+    assert (kinds[0], kinds[-1]) == ("dataset", "done")
+    counts = {kind: kinds.count(kind) for kind in ("training", "train", "checkpoint", "sample")}
+    assert counts == {"training": 1, "train": STEPS, "checkpoint": 3, "sample": 2}
     saved = [event for event in outcome.events if event["type"] == "saved"]
     assert [event["path"] for event in saved] == ["glass/glass.safetensors"]
     failed = train("--json", "--rank", "0")

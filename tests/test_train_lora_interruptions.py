@@ -64,16 +64,12 @@ def said(outcome, code, *words):
         assert word in outcome.err
 
 
-def test_equal_commands_give_equal_bytes(training, whole):
-    assert training().code == 0
-    training.equals(whole)
-
-
 # Signals that can be caught
 
 
-@pytest.mark.parametrize("number", [INT, TERM], ids=lambda number: number.name)
-@pytest.mark.parametrize(("stage", "call", "after"), [("train", 3, 3), ("checkpoint", 1, 2)])
+@pytest.mark.parametrize(
+    ("number", "stage", "call", "after"), [(INT, "train", 3, 3), (TERM, "checkpoint", 1, 2)]
+)
 def test_one_signal_finishes_the_step(training, whole, stage, call, after, number):
     outcome = training(stage=stage, call=call, signals=[number])
     kept = f"glass/checkpoints/step-{after:06d}"
@@ -99,9 +95,7 @@ def test_the_second_signal_does_not_wait(training, whole):
     training.is_whole(whole)
 
 
-@pytest.mark.parametrize(
-    ("stage", "number"), [("look", INT), ("encode clip", TERM), ("keep clip", INT)]
-)
+@pytest.mark.parametrize(("stage", "number"), [("look", INT), ("keep clip", TERM)])
 def test_stopped_before_the_first_step(bare, whole, stage, number):
     outcome = bare(stage=stage, signals=[number])
     said(outcome, CODES[number], "before the first checkpoint; the same command begins again")
@@ -116,12 +110,6 @@ def test_stopped_while_the_adapter_is_written(training, whole):
     outcome = training(stage="install", signals=[INT])
     said(outcome, 130, "kept: glass/checkpoints/step-000006")
     training.is_whole(whole)
-
-
-def test_quiet_says_what_happened_all_the_same(training):
-    outcome = training("-q", stage="train", call=3, signals=[INT])
-    assert outcome.code == 130
-    assert outcome.err.startswith("error: stopped after step 3 of 6\n")
 
 
 def test_the_json_stream_ends_with_an_error(training):
@@ -140,7 +128,7 @@ PLACES = {
     "name checkpoint": 3, "prune": 3, "page": 4, "export": 1, "install": 1,
 }  # fmt: skip
 POINTS = random.Random(8).sample([(s, k + 1) for s, n in PLACES.items() for k in range(n)], 5)
-CHOSEN = [("checkpoint to disk", 6), ("name checkpoint", 2), ("prune", 3), ("install", 1)]
+CHOSEN = [("checkpoint to disk", 6), ("name checkpoint", 2)]
 
 
 @pytest.mark.parametrize(("stage", "call"), sorted({*POINTS, *CHOSEN}))
@@ -150,11 +138,10 @@ def test_killed(training, whole, stage, call):
     training.is_whole(whole)
 
 
-@pytest.mark.parametrize(("stage", "encoded"), [("encode clip", 1), ("keep clip", 1)])
-def test_killed_while_clips_are_encoded(bare, whole, stage, encoded):
-    assert bare(stage=stage, signals=[KILL]).code == -9
+def test_killed_while_clips_are_encoded(bare, whole):
+    assert bare(stage="keep clip", signals=[KILL]).code == -9
     cache = bare.folder / "home" / "cache" / "clips"
-    assert len(list(cache.glob("??/*.safetensors"))) == encoded
+    assert len(list(cache.glob("??/*.safetensors"))) == 1
     bare.is_whole(whole)
     kept = {path.name: path.read_bytes() for path in cache.glob("??/*.safetensors")}
     other = whole.folder / "home" / "cache" / "clips"
@@ -187,16 +174,9 @@ def spoil(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("how", ["short", "no state", "bad state"])
-def test_the_checkpoint_before_a_damaged_one(training, whole, how):
+def test_the_checkpoint_before_a_damaged_one(training, whole):
     assert training(stage="train", call=6, signals=[KILL]).code == -9
-    newest = training.run / "checkpoints" / "step-000004"
-    if how == "short":
-        os.truncate(newest / "state.safetensors", 10_000)
-    elif how == "no state":
-        (newest / "state.json").unlink()
-    else:
-        (newest / "state.json").write_text("{")
+    os.truncate(training.run / "checkpoints" / "step-000004" / "state.safetensors", 10_000)
     outcome = training()
     assert outcome.code == 0, outcome.err
     assert "step-000004 is damaged" in outcome.err
@@ -205,24 +185,11 @@ def test_the_checkpoint_before_a_damaged_one(training, whole, how):
     training.equals(whole)
 
 
-def test_no_checkpoint_is_whole(training, whole):
-    assert training(stage="train", call=4, signals=[KILL]).code == -9
-    (training.run / "checkpoints" / "step-000002" / "state.json").unlink()
-    outcome = training()
-    assert outcome.code == 0, outcome.err
-    assert "the run starts anew" in outcome.err
-    training.equals(whole)
-
-
 def test_a_damaged_clip_in_the_cache(bare, whole):
     assert bare("--cache-only", command=[*COMMAND]).code == 0
     spoil(next((bare.folder / "home" / "cache" / "clips").glob("??/*.safetensors")))
-    outcome = bare()
-    if outcome.code:
-        said(outcome, 1, "damaged", "the same command")
-        outcome = bare()
-    assert outcome.code == 0, outcome.err
-    bare.equals(whole)
+    said(bare(), 1, "gone or damaged", "hint: give the same command again")
+    bare.is_whole(whole)
 
 
 # Where nobody reads, and where nothing can be written
@@ -242,24 +209,26 @@ def test_nobody_reads_the_events(training, whole):
 
 @pytest.fixture
 def small_disk(training):
-    """The run's folder is a disk of 6 MB, too small for three checkpoints; needs the right to
-    mount one. Gives a function that makes it larger."""
+    """The run's folder is a disk of 16 MB; needs the right to mount one."""
     training.run.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(training.run)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(training.run)]
     try:
         subprocess.run(mount, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no right to mount a file system here")
-    yield lambda: subprocess.run(
-        ["mount", "-o", "remount,size=60m", str(training.run)], check=True, capture_output=True
-    )
+    yield training.run
     subprocess.run(["umount", "-l", str(training.run)], check=True, capture_output=True)
 
 
 def test_a_full_disk(training, whole, small_disk):
-    outcome = training()
-    said(outcome, 4, "no space left", "kept: glass/checkpoints/step-000004")
+    (small_disk / "thesis").write_bytes(bytes(8_000_000))
+    refused = training("--overwrite")
+    said(refused, 4, "4 checkpoints take up to", "MB are free", "--keep 1")
+    (small_disk / "thesis").unlink()
+    outcome = training(stage="train", call=5, fill=str(small_disk / "thesis"))
+    said(outcome, 4, "step-000006 cannot be written: no space left")
+    assert "kept: glass/checkpoints/step-000004\n" in outcome.err
+    (small_disk / "thesis").unlink()
     assert training.checkpoints == [2, 4]
     assert training.litter() == set()
-    small_disk()
     training.is_whole(whole)

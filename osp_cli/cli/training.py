@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from osp_cli.events import Event
     from osp_cli.settings import Setting
     from osp_cli.stopping import StopSignal
+    from osp_cli.train_plan import TrainPlan
     from osp_cli.train_request import TrainRequest
     from osp_cli.train_settings import SettledTraining
     from osp_cli.training.dataset.entries import DatasetReport
@@ -101,7 +102,7 @@ def train_now(settled: SettledTraining, started: float, manner: Manner) -> None:
                 if display is not None and manner.verbose:
                     for name, setting in settled.settings.items():
                         display.line(f"{_line(name, setting)} ({setting.origin})")
-                run = _events(settled, started, stop, display, dry_run=manner.dry_run)
+                run = _events(settled, started, stop, display, manner)
                 listen(run, display, as_json=manner.as_json and speaks)
         except BrokenPipeError as error:
             raise console.StdoutClosedError from error
@@ -128,6 +129,16 @@ def _interrupted(request: TrainRequest, stop: StopSignal) -> InterruptedRunError
     )
 
 
+def _show_plan(plan: TrainPlan, display: Display | None) -> None:
+    """A plan on stdout; where stdout is the screen that stderr is, it is there by then."""
+    from osp_cli.cli.training_display import plan_lines
+
+    both = console.is_terminal(sys.stdout) and console.is_terminal(sys.stderr)
+    if display is None or not both:
+        for line in plan_lines(plan):
+            console.write_line(line)
+
+
 def _is_first() -> bool:
     """Whether this process looks and speaks, of those that share a run."""
     return os.environ.get("RANK", "0") == "0"
@@ -138,11 +149,10 @@ def _events(
     started: float,
     stop: StopSignal,
     display: Display | None,
-    *,
-    dry_run: bool,
+    manner: Manner,
 ) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
-    from osp_cli.events import DatasetChecked, Done, Notice
+    from osp_cli.events import DatasetChecked, Done, Notice, TrainingPlanned
 
     request = settled.request
     yield from (Notice(message) for message in settled.notices)
@@ -160,7 +170,10 @@ def _events(
     from osp_cli.runtime.training import train  # torch starts here
 
     imported = time.monotonic() - started
-    for event in train(request, report, stop=stop, dry_run=dry_run):
+    for event in train(request, report, stop=stop, dry_run=manner.dry_run):
+        if manner.dry_run and not manner.as_json and isinstance(event, TrainingPlanned):
+            # Asked for, so it is the result.
+            _show_plan(event.plan, display)
         if isinstance(event, Done):
             timings = {"imports": imported, **event.timings}
             event = Done(event.seconds + imported, timings, event.skipped_steps)

@@ -34,10 +34,17 @@ def write_report(request: TrainRequest, report: DatasetReport) -> None:
 
 def _refuse_place(request: TrainRequest) -> None:
     """Nothing is ever written among the user's data."""
-    data, place = request.dataset.resolve(), request.output.resolve()
+    data = request.dataset.resolve()
     folder = data if data.is_dir() else data.parent
-    if place == folder or (data.is_dir() and folder in place.parents):
-        raise InvalidRequestError(
-            f"--out {request.output} lies inside the data, where nothing is written",
-            hint=f"--out {request.name}-lora, or another folder",
-        )
+    places = []
+    if not (request.validate_only or request.cache_only):
+        places.append(("--out", request.output))
+    if request.cache_dir is not None and not request.validate_only:
+        places.append(("--cache-dir", request.cache_dir))
+    for flag, place in places:
+        where = place.resolve()
+        if where == folder or (data.is_dir() and folder in where.parents):
+            raise InvalidRequestError(
+                f"{flag} {place} lies inside the data, where nothing is written",
+                hint=f"{flag} another folder",
+            )

@@ -23,6 +23,7 @@ class RunPage:
     Args:
         request, report, plan: of the run.
         samples: that were made, or None.
+        step: steps that are done.
     """
 
     def __init__(
@@ -31,12 +32,13 @@ class RunPage:
         report: DatasetReport,
         plan: TrainPlan,
         samples: TrainingSamples | None,
+        step: int,
     ) -> None:
         self.path = request.output / PAGE
         self._request, self._report, self._plan = request, report, plan
         self._samples = samples
         if samples is not None:
-            samples.found()
+            samples.found(step)
 
     def write(self) -> Path:
         """Write the page as things stand; returns where."""

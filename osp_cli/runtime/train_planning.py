@@ -433,11 +433,18 @@ def _check_disk(
     kept = (request.keep + 1) * plan.checkpoint_bytes
     for what, needed, free, hint in (
         ("encoded clips", plan.cache_bytes, cache_free, "--cache-dir names another place"),
-        (f"{request.keep + 1} checkpoints", kept, output_free, "--keep 1, or another --out-dir"),
+        (
+            f"{request.keep + 1} checkpoints",
+            kept,
+            output_free,
+            "--keep 1, or --out on another disk",
+        ),
     ):
         if free is not None and needed > free:
+            # A lack must not vanish in the rounding.
+            unit, size = ("GB", 1e9) if needed >= 1e9 else ("MB", 1e6)
             raise WontFitError(
-                f"{what} take up to {needed / 1e9:.1f} GB of the disk, "
-                f"{free / 1e9:.1f} GB are free",
+                f"{what} take up to {needed / size:.1f} {unit} of the disk, "
+                f"{free / size:.1f} {unit} are free",
                 hint=hint,
             )

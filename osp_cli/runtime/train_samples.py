@@ -127,13 +127,31 @@ class TrainingSamples:
             vae.to(home)
             transformer.train(training)
 
-    def found(self) -> None:
-        """Take up the samples that an earlier part of the run left, for the page."""
+    def missing(self, step: int) -> bool:
+        """Whether those of a step were never made, or not all of them."""
+        count = len(self.request.sample_prompts or BUILT_IN_PROMPTS)
+        return not all(self._path(step, k).with_suffix(".jpg").is_file() for k in range(count))
+
+    def _path(self, step: int, number: int) -> Path:
+        return self.folder / f"step-{step:06d}-{number + 1}.mp4"
+
+    def found(self, done: int) -> None:
+        """Take up the samples that an earlier part of the run left, for the page.
+
+        Those of steps that are not done now will be made anew, and go.
+
+        Args:
+            done: steps.
+        """
         self.records = []
         prompts = self.request.sample_prompts or BUILT_IN_PROMPTS
         for path in sorted(self.folder.glob("step-*-*.mp4")):
             _, step, number = path.stem.split("-", 2)
             strip = path.with_suffix(".jpg")
+            if int(step) > done:
+                strip.unlink(missing_ok=True)
+                path.unlink()
+                continue
             if strip.is_file() and number.isdecimal() and int(number) <= len(prompts):
                 self.records.append(SampleRecord(int(step), prompts[int(number) - 1], path, strip))
 
@@ -158,7 +176,7 @@ class TrainingSamples:
 
     def _write(self, step: int, number: int, prepared: _Prepared, frames: Any) -> SampleMade:
         make_folder(self.folder)
-        path = self.folder / f"step-{step:06d}-{number + 1}.mp4"
+        path = self._path(step, number)
         sink = open_sink(path, fps=self.request.fps, recipe={}, overwrite=True, metadata=False)
         sink.write(frames)
         strip = path.with_suffix(".jpg")

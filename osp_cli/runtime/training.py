@@ -434,7 +434,9 @@ def _run_steps(run: _Run, stop: StopSignal) -> Iterator[Event]:
             yield Notice(_resumed_notice(trainer))
             if batch != _asked_batch(run):
                 yield Notice(f"the run keeps its batch: {batch} samples a step")
-        page = RunPage(request, run.report, plan, run.samples) if group.writes else None
+        page = (
+            RunPage(request, run.report, plan, run.samples, trainer.step) if group.writes else None
+        )
         yield from _steps(run, trainer, order, stop, page)
         yield from _finish(run, trainer, page)
 
@@ -547,8 +549,9 @@ def _steps(
     )
     saved: list[CheckpointSaved] = []
     run.transformer.train()
-    if trainer.step == 0 and trainer.settings.steps:
-        yield from _samples(run, 0)
+    if _samples_are_missing(run, trainer):
+        with trainer.averaged():
+            yield from _samples(run, trainer.step)
 
     def samples_of(step: int) -> list[str]:
         return [run.report.windows[s.index].entry.place for s in order.batch(step)]
@@ -574,10 +577,25 @@ def _steps(
             saved.clear()
             if page is not None:
                 page.write()
-        every = request.sample_every
-        if every and (report.step % every == 0 or report.step == trainer.settings.steps):
+        if _has_samples(run, report.step, trainer):
             with trainer.averaged():
                 yield from _samples(run, report.step)
+
+
+def _has_samples(run: _Run, step: int, trainer: Trainer) -> bool:
+    every = run.request.sample_every
+    return bool(every) and (step % every == 0 or step == trainer.settings.steps)
+
+
+def _samples_are_missing(run: _Run, trainer: Trainer) -> bool:
+    """Whether samples come before the first step: the base's, or what a killed run did not reach.
+
+    All processes ask, and hear the same.
+    """
+    step = trainer.step
+    if run.samples is None or not _has_samples(run, step, trainer):
+        return False
+    return run.group.maximum(run.group.writes and (not step or run.samples.missing(step))) > 0
 
 
 def _finite(value: float) -> float | None:

@@ -7,6 +7,7 @@ and renamed; older ones are removed only after that.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from osp_cli.errors import CheckpointError, InvalidRequestError, RuntimeFailureError
+from osp_cli.errors import CheckpointError, InvalidRequestError, RuntimeFailureError, WontFitError
 
 AUTO = "auto"
 NEVER = "never"
@@ -164,7 +165,8 @@ def write_checkpoint(run: Path, tensors: Mapping[str, Tensor], state: State) -> 
     """Put a checkpoint into a run's folder; returns its own.
 
     Raises:
-        RuntimeFailureError: it could not be written; those before it are as they were.
+        WontFitError: the disk is full; those before it are as they were.
+        RuntimeFailureError: it could not be written otherwise; the same holds.
     """
     folder = folder_of(run)
     final = folder / name_of(state.step)
@@ -182,8 +184,14 @@ def write_checkpoint(run: Path, tensors: Mapping[str, Tensor], state: State) -> 
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error
-        raise RuntimeFailureError(
-            f"the checkpoint {final} cannot be written: {reason}",
+        # The format's own error has the number in its words only.
+        full = any(
+            getattr(error, "errno", None) == number or f"os error {number})" in str(error)
+            for number in (errno.ENOSPC, errno.EDQUOT)
+        )
+        kind = WontFitError if full else RuntimeFailureError
+        raise kind(
+            f"the checkpoint {final} cannot be written: {'no space left' if full else reason}",
             kept=tuple(checkpoints_in(run)[-1:]),
         ) from error
     return final

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from osp_cli.errors import CheckpointError, InvalidRequestError, RuntimeFailureError
+from osp_cli.errors import CheckpointError, InvalidRequestError, WontFitError
 from osp_cli.training import checkpoints
 from osp_cli.training.checkpoints import (
     State,
@@ -136,9 +136,9 @@ def test_killed_at_any_call_there_is_always_a_whole_one(tmp_path, monkeypatch):
 
 def test_a_full_disk_leaves_what_was_there_and_is_told(tmp_path, monkeypatch):
     kept = write(tmp_path, 4)
-    with monkeypatch.context() as patch, pytest.raises(RuntimeFailureError) as caught:
+    with monkeypatch.context() as patch, pytest.raises(WontFitError) as caught:
         calls_of_a_save(tmp_path, patch, 2, OSError(28, "No space left on device"))
-    assert caught.value.message.endswith("step-000008 cannot be written: No space left on device")
+    assert caught.value.message.endswith("step-000008 cannot be written: no space left")
     assert caught.value.kept == (kept,)
     assert list((tmp_path / "checkpoints").iterdir()) == [kept]
 
