@@ -1,4 +1,4 @@
-"""Training on two processes: the same as on one, whoever goes on with it, and nobody left behind."""
+"""Training on two processes: as on one, whoever goes on with it, and nobody left behind."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from train_runs import make_clips, metrics, tensors
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
-# Adam divides by the gradient's size, so that where it is nearly zero a rounding error alone decides
-# on a step's direction. A large eps takes that away: what is left is float32's own rounding.
+# Adam divides by the gradient's size, so that where it is nearly zero a rounding error alone
+# decides on a step's direction. A large eps takes that away: float32's own rounding is left.
 LINEAR = ("--eps", "1", "--lr", "0.1")
 # Both sum in another order; 9e-8 was seen.
 ATOL = 1e-6
