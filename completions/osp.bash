@@ -129,6 +129,58 @@ _osp_takes_value() {
             'extend --max-vram' | \
             'extend --max-ram' | \
             'extend --config' | \
+            'train-lora --out' | 'train-lora -o' | \
+            'train-lora --model' | 'train-lora -m' | \
+            'train-lora --mode' | \
+            'train-lora --condition' | \
+            'train-lora --trigger' | \
+            'train-lora --rank' | \
+            'train-lora --alpha' | \
+            'train-lora --targets' | \
+            'train-lora --size' | \
+            'train-lora --frames' | 'train-lora -f' | \
+            'train-lora --fps' | \
+            'train-lora --stride' | \
+            'train-lora --windows' | \
+            'train-lora --latent-frames' | \
+            'train-lora --epochs' | \
+            'train-lora --max-steps' | \
+            'train-lora --batch-size' | \
+            'train-lora --accumulate' | \
+            'train-lora --lr' | \
+            'train-lora --weight-decay' | \
+            'train-lora --betas' | \
+            'train-lora --eps' | \
+            'train-lora --max-grad-norm' | \
+            'train-lora --optimizer' | \
+            'train-lora --lr-schedule' | \
+            'train-lora --warmup' | \
+            'train-lora --ema' | \
+            'train-lora --seed' | \
+            'train-lora --caption-drop' | \
+            'train-lora --cutoff' | \
+            'train-lora --timesteps' | \
+            'train-lora --sigma-shift' | \
+            'train-lora --sigma-power' | \
+            'train-lora --device' | \
+            'train-lora --dtype' | \
+            'train-lora --quant' | \
+            'train-lora --gpus' | \
+            'train-lora --context-parallel' | \
+            'train-lora --max-vram' | \
+            'train-lora --max-ram' | \
+            'train-lora --swap-blocks' | \
+            'train-lora --save-every' | \
+            'train-lora --keep' | \
+            'train-lora --sample-every' | \
+            'train-lora --sample-prompt' | \
+            'train-lora --sample-image' | \
+            'train-lora --save-format' | \
+            'train-lora --log' | \
+            'train-lora --cache-dir' | \
+            'train-lora --title' | \
+            'train-lora --resume' | \
+            'train-lora --config' | \
             'styles --gallery' | \
             'styles --image' | \
             'download --local' | \
@@ -145,7 +197,33 @@ _osp_takes_value() {
             'bench --caches' | \
             'bench --steps' | \
             'bench --style' | 'bench -s' | \
-            'models inspect --model' | 'models inspect -m') return 0 ;;
+            'models inspect --model' | 'models inspect -m' | \
+            'dataset check --model' | 'dataset check -m' | \
+            'dataset check --mode' | \
+            'dataset check --condition' | \
+            'dataset check --size' | \
+            'dataset check --frames' | 'dataset check -f' | \
+            'dataset check --fps' | \
+            'dataset check --stride' | \
+            'dataset check --windows' | \
+            'dataset check --seed' | \
+            'dataset check --report' | \
+            'dataset build --style' | 'dataset build -s' | \
+            'dataset build --output' | 'dataset build -o' | \
+            'dataset build --frames' | 'dataset build -f' | \
+            'dataset build --fps' | \
+            'dataset build --size' | \
+            'dataset build --count' | 'dataset build -c' | \
+            'dataset build --seed' | \
+            'dataset build --caption' | \
+            'dataset build --prompt' | \
+            'dataset build --stylizer' | \
+            'dataset build --animator' | \
+            'dataset build --judge' | \
+            'dataset build --min-seconds' | \
+            'dataset build --max-seconds' | \
+            'dataset build --min-side' | \
+            'dataset build --device') return 0 ;;
     esac
     return 1
 }
@@ -199,6 +277,23 @@ _osp_values() {
         'extend --quant') _osp_words "$3" 'auto' 'none' 'fp8' 'int8' 'nf4' 'gguf' ;;
         'extend --attention') _osp_words "$3" 'auto' 'sdpa' 'flash' 'sage' ;;
         'extend --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
+        'train-lora --out' | 'train-lora -o') _osp_files "$3" '*' ;;
+        'train-lora --model' | 'train-lora -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
+        'train-lora --mode') _osp_words "$3" 'flash' 't2v' 'inpaint' ;;
+        'train-lora --condition') _osp_words "$3" 'auto' 'first' 'source' 'plain' ;;
+        'train-lora --targets') _osp_words "$3" 'qkv-ffn' 'attn' 'all' 'paint' ;;
+        'train-lora --optimizer') _osp_words "$3" 'adamw' 'adamw8bit' 'muon' ;;
+        'train-lora --lr-schedule') _osp_words "$3" 'constant' 'linear' 'cosine' ;;
+        'train-lora --timesteps') _osp_words "$3" 'uniform' 'logit-normal' 'logit-normal-shift' ;;
+        'train-lora --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
+        'train-lora --dtype') _osp_words "$3" 'auto' 'bfloat16' 'float16' 'float32' ;;
+        'train-lora --quant') _osp_words "$3" 'none' 'fp8' ;;
+        'train-lora --sample-image') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
+        'train-lora --save-format') _osp_words "$3" 'native' 'kohya' 'peft' ;;
+        'train-lora --log') _osp_words "$3" 'jsonl' 'tensorboard' ;;
+        'train-lora --cache-dir') _osp_files "$3" '*' ;;
+        'train-lora --resume') _osp_words "$3" 'auto' 'never' ;;
+        'train-lora --config') _osp_files "$3" '*.[tT][oO][mM][lL]' ;;
         'styles --gallery') _osp_files "$3" '*.[hH][tT][mM][lL]' ;;
         'styles --image') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'download --local') _osp_files "$3" '*' ;;
@@ -208,6 +303,16 @@ _osp_values() {
         'bench --model' | 'bench -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'bench --style' | 'bench -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' 'all' ;;
         'models inspect --model' | 'models inspect -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
+        'dataset check --model' | 'dataset check -m') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
+        'dataset check --mode') _osp_words "$3" 'flash' 't2v' 'inpaint' ;;
+        'dataset check --condition') _osp_words "$3" 'auto' 'first' 'source' 'plain' ;;
+        'dataset check --report') _osp_files "$3" '*.[jJ][sS][oO][nN]' ;;
+        'dataset build --style' | 'dataset build -s') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' 'none' 'all' ;;
+        'dataset build --output' | 'dataset build -o') _osp_files "$3" '*' ;;
+        'dataset build --stylizer') _osp_words "$3" 'procedural' 'qwen-image-edit' 'flux-kontext' 'flux2' 'flux2-klein' 'longcat-image-edit' ;;
+        'dataset build --animator') _osp_words "$3" 'procedural' 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' ;;
+        'dataset build --judge') _osp_files "$3" '*' ;;
+        'dataset build --device') _osp_words "$3" 'auto' 'cpu' 'cuda' 'mps' ;;
     esac
 }
 
@@ -218,6 +323,7 @@ _osp_options() {
         'generate') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--negative-prompt' '-n' '--text' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'stylize') _osp_words "$2" '--style' '-s' '--output' '-o' '--overwrite' '-y' '--seed' '--count' '-c' '--strength' '--negative-prompt' '-n' '--size' '--frames' '-f' '--seconds' '-t' '--fps' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--lora' '-l' '--cache' '--cache-start' '--preview' '--pick' '--from' '--from-file' '-F' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--vae-tiling' '--no-vae-tiling' '--compile' '--no-compile' '--gpus' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'extend') _osp_words "$2" '--realtime' '--style' '-s' '--text' '--output' '-o' '--sink' '--overwrite' '-y' '--seconds' '-t' '--frames' '-f' '--fps' '--from-file' '-F' '--listen' '--no-listen' '--from' '--resume' '--seed' '--negative-prompt' '-n' '--size' '--steps' '--cfg' '-g' '--cutoff' '--shift' '--sampler' '--context' '--latent-frames' '--stages' '--anchor-color' '--lora' '-l' '--cache' '--cache-start' '--model' '-m' '--device' '--dtype' '--offload' '--quant' '--attention' '--compile' '--no-compile' '--max-vram' '--max-ram' '--offline' '--metadata' '--no-metadata' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
+        'train-lora') _osp_words "$2" '--out' '-o' '--model' '-m' '--mode' '--condition' '--full' '--no-full' '--train-adapter' '--no-train-adapter' '--trigger' '--rank' '--alpha' '--targets' '--size' '--frames' '-f' '--fps' '--stride' '--bucket' '--no-bucket' '--windows' '--latent-frames' '--epochs' '--max-steps' '--batch-size' '--accumulate' '--lr' '--weight-decay' '--betas' '--eps' '--max-grad-norm' '--optimizer' '--lr-schedule' '--warmup' '--ema' '--seed' '--caption-drop' '--cutoff' '--timesteps' '--sigma-shift' '--sigma-power' '--device' '--dtype' '--quant' '--gpus' '--context-parallel' '--max-vram' '--max-ram' '--grad-checkpoint' '--no-grad-checkpoint' '--swap-blocks' '--offload-activations' '--no-offload-activations' '--save-every' '--keep' '--sample-every' '--sample-prompt' '--sample-image' '--save-format' '--log' '--cache-dir' '--title' '--resume' '--allow-empty' '--allow-upscale' '--skip-invalid' '--validate-only' '--cache-only' '--overwrite' '-y' '--offline' '--config' '--print-config' '--dry-run' '--json' '--quiet' '-q' '--verbose' '-v' '--debug' '--help' '-h' ;;
         'styles') _osp_words "$2" '--gallery' '--image' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'download') _osp_words "$2" '--list' '--dry-run' '--verify' '--local' '--revision' '--include' '--exclude' '--mirror' '--jobs' '--limit-rate' '--offline' '--overwrite' '-y' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
         'doctor') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
@@ -226,13 +332,16 @@ _osp_options() {
         'schema') _osp_words "$2" '--debug' '--help' '-h' ;;
         'models') _osp_words "$2" '--json' '--debug' '--help' '-h' ;;
         'models inspect') _osp_words "$2" '--model' '-m' '--json' '--debug' '--help' '-h' ;;
+        'dataset') _osp_words "$2" '--help' '-h' ;;
+        'dataset check') _osp_words "$2" '--model' '-m' '--mode' '--condition' '--size' '--frames' '-f' '--fps' '--stride' '--windows' '--seed' '--no-bucket' '--allow-empty' '--allow-upscale' '--report' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
+        'dataset build') _osp_words "$2" '--style' '-s' '--output' '-o' '--frames' '-f' '--fps' '--size' '--count' '-c' '--seed' '--caption' '--prompt' '--stylizer' '--animator' '--judge' '--min-seconds' '--max-seconds' '--min-side' '--allow-cuts' '--no-gates' '--device' '--overwrite' '-y' '--dry-run' '--json' '--quiet' '-q' '--debug' '--help' '-h' ;;
     esac
 }
 
 # Whether there is a command $2 inside the command $1.
 _osp_has_inside() {
     case "$1 $2" in
-        'models inspect') return 0 ;;
+        'models inspect' | 'dataset check' | 'dataset build') return 0 ;;
     esac
     return 1
 }
@@ -243,14 +352,18 @@ _osp_arguments() {
         'generate 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' ;;
         'stylize 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
         'extend 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
+        'train-lora 0') _osp_files "$3" '*.[jJ][sS][oO][nN][lL]' '*.[jJ][sS][oO][nN]' '*.[cC][sS][vV]' '*.[tT][oO][mM][lL]' '*.[tT][xX][tT]' ;;
         'styles 0') _osp_words "$3" '3d-rendering' 'chibi' 'cyberpunk' 'disney' 'fairy-tale' 'ghibli' 'gotham-noir' 'ink' 'lego' 'oil' 'pixel-art' 'vaporwave' 'watercolor' ;;
         'download 0') _osp_words "$3" 'osp-mini' 'osp-mini-live' 'flashi2v-1.3b' 'helios-14b-distilled' 'qwen2.5-vl-7b' 'uniworld-osp2-14b' 'wan2.1-i2v-14b-480p' 'wan2.1-i2v-14b-720p' 'wan2.1-t2v-1.3b' 'wan2.1-t2v-14b' ;;
         'bench 0') _osp_words "$3" 'mini' 'cache' ;;
         'completion 0') _osp_words "$3" 'bash' 'zsh' 'fish' 'powershell' ;;
         'schema 0') _osp_words "$3" 'events' 'recipe' 'doctor' ;;
         'models inspect 0') _osp_files "$3" '*.[sS][aA][fF][eE][tT][eE][nN][sS][oO][rR][sS]' ;;
-        ' 0') _osp_words "$3" 'generate' 'stylize' 'extend' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' ;;
+        'dataset check 0') _osp_files "$3" '*.[jJ][sS][oO][nN][lL]' '*.[jJ][sS][oO][nN]' '*.[cC][sS][vV]' '*.[tT][oO][mM][lL]' '*.[tT][xX][tT]' ;;
+        'dataset build 0') _osp_files "$3" '*.[pP][nN][gG]' '*.[jJ][pP][gG]' '*.[jJ][pP][eE][gG]' '*.[wW][eE][bB][pP]' '*.[gG][iI][fF]' '*.[bB][mM][pP]' '*.[tT][iI][fF]' '*.[tT][iI][fF][fF]' '*.[aA][vV][iI][fF]' '*.[jJ][pP]2' '*.[tT][gG][aA]' '*.[pP][pP][mM]' '*.[mM][pP]4' '*.[mM][oO][vV]' '*.[mM][kK][vV]' '*.[wW][eE][bB][mM]' '*.[aA][vV][iI]' '*.[mM]4[vV]' '*.[mM][pP][gG]' '*.[tT][sS]' ;;
+        ' 0') _osp_words "$3" 'generate' 'stylize' 'extend' 'train-lora' 'styles' 'download' 'doctor' 'bench' 'completion' 'schema' 'models' 'dataset' ;;
         'models 0') _osp_words "$3" 'inspect' ;;
+        'dataset 0') _osp_words "$3" 'check' 'build' ;;
     esac
 }
 

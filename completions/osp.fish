@@ -129,6 +129,61 @@ function __osp_place
         'extend --max-vram' \
         'extend --max-ram' \
         'extend --config' \
+        'train-lora --out' \
+        'train-lora -o' \
+        'train-lora --model' \
+        'train-lora -m' \
+        'train-lora --mode' \
+        'train-lora --condition' \
+        'train-lora --trigger' \
+        'train-lora --rank' \
+        'train-lora --alpha' \
+        'train-lora --targets' \
+        'train-lora --size' \
+        'train-lora --frames' \
+        'train-lora -f' \
+        'train-lora --fps' \
+        'train-lora --stride' \
+        'train-lora --windows' \
+        'train-lora --latent-frames' \
+        'train-lora --epochs' \
+        'train-lora --max-steps' \
+        'train-lora --batch-size' \
+        'train-lora --accumulate' \
+        'train-lora --lr' \
+        'train-lora --weight-decay' \
+        'train-lora --betas' \
+        'train-lora --eps' \
+        'train-lora --max-grad-norm' \
+        'train-lora --optimizer' \
+        'train-lora --lr-schedule' \
+        'train-lora --warmup' \
+        'train-lora --ema' \
+        'train-lora --seed' \
+        'train-lora --caption-drop' \
+        'train-lora --cutoff' \
+        'train-lora --timesteps' \
+        'train-lora --sigma-shift' \
+        'train-lora --sigma-power' \
+        'train-lora --device' \
+        'train-lora --dtype' \
+        'train-lora --quant' \
+        'train-lora --gpus' \
+        'train-lora --context-parallel' \
+        'train-lora --max-vram' \
+        'train-lora --max-ram' \
+        'train-lora --swap-blocks' \
+        'train-lora --save-every' \
+        'train-lora --keep' \
+        'train-lora --sample-every' \
+        'train-lora --sample-prompt' \
+        'train-lora --sample-image' \
+        'train-lora --save-format' \
+        'train-lora --log' \
+        'train-lora --cache-dir' \
+        'train-lora --title' \
+        'train-lora --resume' \
+        'train-lora --config' \
         'styles --gallery' \
         'styles --image' \
         'download --local' \
@@ -148,8 +203,40 @@ function __osp_place
         'bench --style' \
         'bench -s' \
         'models inspect --model' \
-        'models inspect -m'
-    set -l nested 'models inspect'
+        'models inspect -m' \
+        'dataset check --model' \
+        'dataset check -m' \
+        'dataset check --mode' \
+        'dataset check --condition' \
+        'dataset check --size' \
+        'dataset check --frames' \
+        'dataset check -f' \
+        'dataset check --fps' \
+        'dataset check --stride' \
+        'dataset check --windows' \
+        'dataset check --seed' \
+        'dataset check --report' \
+        'dataset build --style' \
+        'dataset build -s' \
+        'dataset build --output' \
+        'dataset build -o' \
+        'dataset build --frames' \
+        'dataset build -f' \
+        'dataset build --fps' \
+        'dataset build --size' \
+        'dataset build --count' \
+        'dataset build -c' \
+        'dataset build --seed' \
+        'dataset build --caption' \
+        'dataset build --prompt' \
+        'dataset build --stylizer' \
+        'dataset build --animator' \
+        'dataset build --judge' \
+        'dataset build --min-seconds' \
+        'dataset build --max-seconds' \
+        'dataset build --min-side' \
+        'dataset build --device'
+    set -l nested 'models inspect' 'dataset check' 'dataset build'
     set -l words (commandline -opc)
     set -e words[1]
     set -l inside osp
@@ -192,6 +279,17 @@ function __osp_files
     complete -C "'' $start" | string match -r -i -- "^.*(?:/|$argv[1])(?:\t.*)?\$"
 end
 
+function __osp_values_animator
+    printf '%s\t%s\n' \
+        'procedural' '' \
+        'osp-mini' 'Built-in small model for any laptop: camera moves, some scenery, thirteen looks; soft' \
+        'osp-mini-live' 'The built-in model in 4 steps: the quickest clip, a little less exact' \
+        'flashi2v-1.3b' 'Fourier-guided latent shifting on Wan2.1 1.3B; needs a GPU and its weights' \
+        'uniworld-osp2-14b' 'The paper\'s model: FlashI2V 14B led by Qwen2.5-VL-7B; needs a large GPU and its weights' \
+        'wan2.1-i2v-14b-480p' 'Moves pictures by plain Wan2.1 14B at 480p, without latent shifting; needs a large GPU' \
+        'wan2.1-i2v-14b-720p' 'Moves pictures by plain Wan2.1 14B at 720p, without latent shifting; needs a large GPU'
+end
+
 function __osp_values_attention
     printf '%s\t%s\n' \
         'auto' '' \
@@ -206,6 +304,14 @@ function __osp_values_cache
         'teacache' '' \
         'fbcache' '' \
         'magcache' ''
+end
+
+function __osp_values_condition
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'first' '' \
+        'source' '' \
+        'plain' ''
 end
 
 function __osp_values_device
@@ -229,6 +335,38 @@ function __osp_values_dtype
         'bfloat16' '' \
         'float16' '' \
         'float32' ''
+end
+
+function __osp_values_frozen_quant
+    printf '%s\t%s\n' \
+        'none' '' \
+        'fp8' ''
+end
+
+function __osp_values_going_on
+    printf '%s\t%s\n' \
+        'auto' '' \
+        'never' ''
+end
+
+function __osp_values_log
+    printf '%s\t%s\n' \
+        'jsonl' '' \
+        'tensorboard' ''
+end
+
+function __osp_values_lr_schedule
+    printf '%s\t%s\n' \
+        'constant' '' \
+        'linear' '' \
+        'cosine' ''
+end
+
+function __osp_values_mode
+    printf '%s\t%s\n' \
+        'flash' '' \
+        't2v' '' \
+        'inpaint' ''
 end
 
 function __osp_values_model
@@ -286,6 +424,13 @@ function __osp_values_offload
         'disk' ''
 end
 
+function __osp_values_optimizer
+    printf '%s\t%s\n' \
+        'adamw' '' \
+        'adamw8bit' '' \
+        'muon' ''
+end
+
 function __osp_values_preview
     printf '%s\t%s\n' \
         'none' '' \
@@ -307,6 +452,13 @@ function __osp_values_sampler
     printf '%s\t%s\n' \
         'euler' '' \
         'unipc' ''
+end
+
+function __osp_values_save_format
+    printf '%s\t%s\n' \
+        'native' '' \
+        'kohya' '' \
+        'peft' ''
 end
 
 function __osp_values_shell
@@ -345,10 +497,35 @@ function __osp_values_style
         'all' 'A sheet with one of each'
 end
 
+function __osp_values_stylizer
+    printf '%s\t%s\n' \
+        'procedural' '' \
+        'qwen-image-edit' '' \
+        'flux-kontext' '' \
+        'flux2' '' \
+        'flux2-klein' '' \
+        'longcat-image-edit' ''
+end
+
 function __osp_values_subject
     printf '%s\t%s\n' \
         'mini' 'The built-in model, on photos that its training never saw' \
         'cache' 'Step caches: what each threshold saves and costs on a model'
+end
+
+function __osp_values_targets
+    printf '%s\t%s\n' \
+        'qkv-ffn' '' \
+        'attn' '' \
+        'all' '' \
+        'paint' ''
+end
+
+function __osp_values_timesteps
+    printf '%s\t%s\n' \
+        'uniform' '' \
+        'logit-normal' '' \
+        'logit-normal-shift' ''
 end
 
 complete -c osp -f
@@ -547,6 +724,91 @@ complete -c osp -n '__osp_in extend' -l 'debug' -d 'Show a traceback with an err
 complete -c osp -n '__osp_in extend' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in extend' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at extend 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm|mp4|mov|mkv|webm|avi|m4v|mpg|ts)\')'
+complete -c osp -n '__osp_at osp 0' -a 'train-lora' -d 'Train a style or a subject of your own from a folder of clips'
+complete -c osp -n '__osp_in train-lora' -l 'out' -r -F -d 'What --style and --lora will call it; the run\'s folder, perhaps with a path before'
+complete -c osp -n '__osp_in train-lora' -s 'o' -r -F -d 'What --style and --lora will call it; the run\'s folder, perhaps with a path before'
+complete -c osp -n '__osp_in train-lora' -l 'model' -r -f -a '(__osp_values_model)' -d 'Base to train on, of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in train-lora' -s 'm' -r -f -a '(__osp_values_model)' -d 'Base to train on, of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in train-lora' -l 'mode' -r -f -a '(__osp_values_mode)' -d 'flash, t2v or inpaint [the base\'s]'
+complete -c osp -n '__osp_in train-lora' -l 'condition' -r -f -a '(__osp_values_condition)' -d 'Picture a clip follows from: source (NAME.source.png beside it), plain (first frame robbed of its style), first (frame as it is), auto [auto; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'full' -d 'Train all weights, as section 5.1 of the paper'
+complete -c osp -n '__osp_in train-lora' -l 'no-full' -d 'Train all weights, as section 5.1 of the paper'
+complete -c osp -n '__osp_in train-lora' -l 'train-adapter' -d 'Train the maps from prompt features too'
+complete -c osp -n '__osp_in train-lora' -l 'no-train-adapter' -d 'Train the maps from prompt features too'
+complete -c osp -n '__osp_in train-lora' -l 'trigger' -r -f -d 'Words that call it up, put before captions without them'
+complete -c osp -n '__osp_in train-lora' -l 'rank' -r -f -d 'Of the LoRA [8; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'alpha' -r -f -d 'It counts alpha / rank [4; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'targets' -r -f -a '(__osp_values_targets)' -d 'qkv-ffn, attn, all, paint, or layers [qkv-ffn; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'size' -r -f -d 'Area that buckets have [512x512; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'frames' -r -f -d 'Frames of a sample, 4k+1 [49]'
+complete -c osp -n '__osp_in train-lora' -s 'f' -r -f -d 'Frames of a sample, 4k+1 [49]'
+complete -c osp -n '__osp_in train-lora' -l 'fps' -r -f -d 'Rate that clips are resampled to by time stamps [16]'
+complete -c osp -n '__osp_in train-lora' -l 'stride' -r -f -d 'Every n-th frame of a file instead, whatever its rate'
+complete -c osp -n '__osp_in train-lora' -l 'bucket' -d 'Clips keep their shapes, or all have --size [--bucket]'
+complete -c osp -n '__osp_in train-lora' -l 'no-bucket' -d 'Clips keep their shapes, or all have --size [--bucket]'
+complete -c osp -n '__osp_in train-lora' -l 'windows' -r -f -d 'Parts of a long clip that are used, at most [4]'
+complete -c osp -n '__osp_in train-lora' -l 'latent-frames' -r -f -d 'Latent frames that a step looks at; 0 for all'
+complete -c osp -n '__osp_in train-lora' -l 'epochs' -r -f -d 'Passes over the data [1]'
+complete -c osp -n '__osp_in train-lora' -l 'max-steps' -r -f -d 'Steps in all, instead of epochs'
+complete -c osp -n '__osp_in train-lora' -l 'batch-size' -r -f -d 'Samples that a device takes at once [1]'
+complete -c osp -n '__osp_in train-lora' -l 'accumulate' -r -f -d 'Such passes in a step [1]'
+complete -c osp -n '__osp_in train-lora' -l 'lr' -r -f -d 'Learning rate [1e-4; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'weight-decay' -r -f -d 'Of AdamW [0.03]'
+complete -c osp -n '__osp_in train-lora' -l 'betas' -r -f -d 'Of AdamW [0.9,0.999]'
+complete -c osp -n '__osp_in train-lora' -l 'eps' -r -f -d 'Of AdamW [1e-10]'
+complete -c osp -n '__osp_in train-lora' -l 'max-grad-norm' -r -f -d 'At which gradients are clipped [0.05]'
+complete -c osp -n '__osp_in train-lora' -l 'optimizer' -r -f -a '(__osp_values_optimizer)' -d 'adamw, adamw8bit or muon [adamw]'
+complete -c osp -n '__osp_in train-lora' -l 'lr-schedule' -r -f -a '(__osp_values_lr_schedule)' -d 'constant, linear or cosine [constant]'
+complete -c osp -n '__osp_in train-lora' -l 'warmup' -r -f -d 'Steps in which the rate rises [0]'
+complete -c osp -n '__osp_in train-lora' -l 'ema' -r -f -d 'Decay of a moving average that is saved instead [0: none]'
+complete -c osp -n '__osp_in train-lora' -l 'seed' -r -f -d 'Of every random choice [42]'
+complete -c osp -n '__osp_in train-lora' -l 'caption-drop' -r -f -d 'Share of samples without their caption [0.1]'
+complete -c osp -n '__osp_in train-lora' -l 'cutoff' -r -f -d 'Range of the Fourier cutoff [0.05:0.95]'
+complete -c osp -n '__osp_in train-lora' -l 'timesteps' -r -f -a '(__osp_values_timesteps)' -d 'uniform, logit-normal or logit-normal-shift [uniform]'
+complete -c osp -n '__osp_in train-lora' -l 'sigma-shift' -r -f -d 'Shift of noise levels [1; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'sigma-power' -r -f -d 'Weight of a noise level, its power [0]'
+complete -c osp -n '__osp_in train-lora' -l 'device' -r -f -a '(__osp_values_device)' -d 'auto, cpu, cuda, cuda:N or mps [auto]'
+complete -c osp -n '__osp_in train-lora' -l 'dtype' -r -f -a '(__osp_values_dtype)' -d 'Of the base\'s weights [the card\'s]'
+complete -c osp -n '__osp_in train-lora' -l 'quant' -r -f -a '(__osp_values_frozen_quant)' -d 'none, or fp8 for the frozen base [none]'
+complete -c osp -n '__osp_in train-lora' -l 'gpus' -r -f -d 'Processes that share a step, a GPU each [1]'
+complete -c osp -n '__osp_in train-lora' -l 'context-parallel' -r -f -d 'Of them, how many share one sample [1]'
+complete -c osp -n '__osp_in train-lora' -l 'max-vram' -r -f -d 'Memory of the device that may be used [all that is free]'
+complete -c osp -n '__osp_in train-lora' -l 'max-ram' -r -f -d 'Memory of the host that may be used [all that is free]'
+complete -c osp -n '__osp_in train-lora' -l 'grad-checkpoint' -d 'Compute activations twice, for less memory [on]'
+complete -c osp -n '__osp_in train-lora' -l 'no-grad-checkpoint' -d 'Compute activations twice, for less memory [on]'
+complete -c osp -n '__osp_in train-lora' -l 'swap-blocks' -r -f -d 'Frozen blocks that wait in RAM [auto]'
+complete -c osp -n '__osp_in train-lora' -l 'offload-activations' -d 'What checkpoints keep waits in RAM'
+complete -c osp -n '__osp_in train-lora' -l 'no-offload-activations' -d 'What checkpoints keep waits in RAM'
+complete -c osp -n '__osp_in train-lora' -l 'save-every' -r -f -d 'Steps between checkpoints [250; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'keep' -r -f -d 'Checkpoints that are kept [3]'
+complete -c osp -n '__osp_in train-lora' -l 'sample-every' -r -f -d 'Steps between samples; 0 for none [250; the base\'s recipe]'
+complete -c osp -n '__osp_in train-lora' -l 'sample-prompt' -r -f -d 'Of a sample; may be repeated [three built-in ones]'
+complete -c osp -n '__osp_in train-lora' -l 'sample-image' -r -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)\')' -d 'Picture of samples; may be repeated [a photo, and of the data]'
+complete -c osp -n '__osp_in train-lora' -l 'save-format' -r -f -a '(__osp_values_save_format)' -d 'native, kohya or peft [native]'
+complete -c osp -n '__osp_in train-lora' -l 'log' -r -f -a '(__osp_values_log)' -d 'tensorboard too; metrics.jsonl is always written'
+complete -c osp -n '__osp_in train-lora' -l 'cache-dir' -r -F -d 'Where encoded clips are kept'
+complete -c osp -n '__osp_in train-lora' -l 'title' -r -f -d 'Its name in `osp styles`'
+complete -c osp -n '__osp_in train-lora' -l 'resume' -r -f -a '(__osp_values_going_on)' -d 'auto goes on where the run stopped, never begins anew; or a checkpoint\'s folder'
+complete -c osp -n '__osp_in train-lora' -l 'allow-empty' -d 'Clips need no caption'
+complete -c osp -n '__osp_in train-lora' -l 'allow-upscale' -d 'Clips may be too small'
+complete -c osp -n '__osp_in train-lora' -l 'skip-invalid' -d 'Train without clips that fail'
+complete -c osp -n '__osp_in train-lora' -l 'validate-only' -d 'Check the data and exit'
+complete -c osp -n '__osp_in train-lora' -l 'cache-only' -d 'Encode all clips and exit'
+complete -c osp -n '__osp_in train-lora' -l 'overwrite' -d 'Replace an adapter of that name, begin anew'
+complete -c osp -n '__osp_in train-lora' -s 'y' -d 'Replace an adapter of that name, begin anew'
+complete -c osp -n '__osp_in train-lora' -l 'offline' -d 'Never touch the network'
+complete -c osp -n '__osp_in train-lora' -l 'config' -r -f -a '(__osp_files \'\\\\.(?:toml)\')' -d 'Settings in TOML [osp.toml]'
+complete -c osp -n '__osp_in train-lora' -l 'print-config' -d 'Show every setting and where it comes from, and exit'
+complete -c osp -n '__osp_in train-lora' -l 'dry-run' -d 'Show the plan, with bytes and time, and exit'
+complete -c osp -n '__osp_in train-lora' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in train-lora' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in train-lora' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in train-lora' -l 'verbose' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in train-lora' -s 'v' -d 'Say where each setting comes from'
+complete -c osp -n '__osp_in train-lora' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in train-lora' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in train-lora' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at train-lora 0' -f -a '(__osp_files \'\\\\.(?:jsonl|json|csv|toml|txt)\')'
 complete -c osp -n '__osp_at osp 0' -a 'styles' -d 'List the styles'
 complete -c osp -n '__osp_in styles' -l 'gallery' -r -f -a '(__osp_files \'\\\\.(?:html)\')' -d 'Write a page with a picture of each'
 complete -c osp -n '__osp_in styles' -l 'image' -r -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm)\')' -d 'Make the page\'s pictures of this photo'
@@ -626,3 +888,62 @@ complete -c osp -n '__osp_in \'models inspect\'' -l 'debug' -d 'Show a traceback
 complete -c osp -n '__osp_in \'models inspect\'' -l 'help' -d 'Show this message and exit'
 complete -c osp -n '__osp_in \'models inspect\'' -s 'h' -d 'Show this message and exit'
 complete -c osp -n '__osp_at \'models inspect\' 0' -f -a '(__osp_files \'\\\\.(?:safetensors)\')'
+complete -c osp -n '__osp_at osp 0' -a 'dataset' -d 'Build a dataset for osp train-lora, or check one'
+complete -c osp -n '__osp_in dataset' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in dataset' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at dataset 0' -a 'check' -d 'Check clips and captions: everything that is wrong with them, at once'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'model' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in \'dataset check\'' -s 'm' -r -f -a '(__osp_values_model)' -d 'One of `osp models` [osp-mini]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'mode' -r -f -a '(__osp_values_mode)' -d 'flash, t2v or inpaint [the model\'s]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'condition' -r -f -a '(__osp_values_condition)' -d 'auto, first, source or plain [the model\'s]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'size' -r -f -d 'Pixels [512x512; osp-mini\'s own]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'frames' -r -f -d '4k+1, others are rounded up [49]'
+complete -c osp -n '__osp_in \'dataset check\'' -s 'f' -r -f -d '4k+1, others are rounded up [49]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'fps' -r -f -d 'Frames per second [16]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'stride' -r -f -d 'Every n-th frame of a file instead, whatever its rate'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'windows' -r -f -d 'Parts of a long clip that are used, at most [4]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'seed' -r -f -d 'Where the parts lie [42]'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'no-bucket' -d 'Cut all clips to one size and length'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'allow-empty' -d 'Clips may come without a caption'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'allow-upscale' -d 'Clips may be smaller than what is trained at'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'report' -r -f -a '(__osp_files \'\\\\.(?:json)\')' -d 'Write all findings to a .json file'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in \'dataset check\'' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in \'dataset check\'' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in \'dataset check\'' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at \'dataset check\' 0' -f -a '(__osp_files \'\\\\.(?:jsonl|json|csv|toml|txt)\')'
+complete -c osp -n '__osp_at dataset 0' -a 'build' -d 'Make styled clips of videos, pictures or drawn scenes (paper, section 6)'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'style' -r -f -a '(__osp_values_style)' -d 'Styles that every source is shown in, or all'
+complete -c osp -n '__osp_in \'dataset build\'' -s 's' -r -f -a '(__osp_values_style)' -d 'Styles that every source is shown in, or all'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'output' -r -F -d 'The dataset'
+complete -c osp -n '__osp_in \'dataset build\'' -s 'o' -r -F -d 'The dataset'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'frames' -r -f -d 'Of every clip, 4k+1 [81, or what the animator makes at most]'
+complete -c osp -n '__osp_in \'dataset build\'' -s 'f' -r -f -d 'Of every clip, 4k+1 [81, or what the animator makes at most]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'fps' -r -f -d 'Frames per second [16]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'size' -r -f -d 'Pixels [the picture\'s nearest]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'count' -r -f -d 'Take so many sources [all; 8 drawn scenes]'
+complete -c osp -n '__osp_in \'dataset build\'' -s 'c' -r -f -d 'Take so many sources [all; 8 drawn scenes]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'seed' -r -f -d 'Of everything'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'caption' -r -f -d 'Of every clip; {caption} is the text beside it, {style} the style\'s name'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'prompt' -r -f -d 'What happens in every clip [what the text beside it says]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'stylizer' -r -f -a '(__osp_values_stylizer)' -d 'procedural, qwen-image-edit, flux-kontext, flux2, flux2-klein, longcat-image-edit, or a folder with one of them'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'animator' -r -f -a '(__osp_values_animator)' -d 'procedural, or one of `osp models`'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'judge' -r -F -d 'A CLIP model that must find the style in every picture and clip'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'min-seconds' -r -f -d 'Shortest video that is taken [5]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'max-seconds' -r -f -d 'Longest one [20]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'min-side' -r -f -d 'Shorter side of the smallest one [720, less for small clips]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'allow-cuts' -d 'Take videos with cuts too'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'no-gates' -d 'Take everything, however it looks'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'device' -r -f -a '(__osp_values_device)' -d 'auto, cuda, mps or cpu [auto]'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'overwrite' -d 'Make anew what was begun in FOLDER with other settings'
+complete -c osp -n '__osp_in \'dataset build\'' -s 'y' -d 'Make anew what was begun in FOLDER with other settings'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'dry-run' -d 'Show what would be made, and exit'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'json' -d 'One JSON object per line on stdout'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'quiet' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in \'dataset build\'' -s 'q' -d 'Say nothing but errors'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'debug' -d 'Show a traceback with an error'
+complete -c osp -n '__osp_in \'dataset build\'' -l 'help' -d 'Show this message and exit'
+complete -c osp -n '__osp_in \'dataset build\'' -s 'h' -d 'Show this message and exit'
+complete -c osp -n '__osp_at \'dataset build\' 0' -f -a '(__osp_files \'\\\\.(?:png|jpg|jpeg|webp|gif|bmp|tif|tiff|avif|jp2|tga|ppm|mp4|mov|mkv|webm|avi|m4v|mpg|ts)\')'

@@ -74,8 +74,9 @@ def test_the_readme_names_only_files_that_are_there():
 
 
 def test_the_readme_names_only_flags_that_exist(capsys):
-    commands = ["generate", "stylize", "styles", "extend", "bench", "download"]
-    for command in (*([name] for name in commands), ["models", "inspect"]):
+    commands = ["generate", "stylize", "styles", "extend", "bench", "download", "train-lora"]
+    pairs = (["models", "inspect"], ["dataset", "check"], ["dataset", "build"])
+    for command in (*([name] for name in commands), *pairs):
         assert main([*command, "--help"]) == 0
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     section = README.split("## In a style")[1].split("## Tests")[0]

@@ -12,6 +12,13 @@ _PICTURES = (
     *("png", "jpg", "jpeg", "webp", "gif", "bmp"),
     *("tif", "tiff", "avif", "jp2", "tga", "ppm"),
 )
+# Flags that mean something else in one command, and the keys of their values there.
+_OWN_KINDS = {("train-lora", "quant"): "frozen-quant", ("train-lora", "resume"): "going-on"}
+# `procedural`, and what `runtime.editors` knows, which would import torch.
+STYLIZERS = (
+    *("procedural", "qwen-image-edit", "flux-kontext", "flux2", "flux2-klein"),
+    "longcat-image-edit",
+)
 _VIDEOS = ("mp4", "mov", "mkv", "webm", "avi", "m4v", "mpg", "ts")
 
 
@@ -89,8 +96,16 @@ def known_values() -> Mapping[str, Values]:
         "count caches max-vram max-ram gpus revision include exclude mirror jobs limit-rate "
         "context latent-frames stages anchor-color"
     )
+    free_in_training = (
+        "trigger title rank alpha stride windows epochs max-steps batch-size accumulate lr betas "
+        "eps weight-decay max-grad-norm warmup ema caption-drop sigma-shift sigma-power save-every "
+        "keep sample-every sample-prompt context-parallel swap-blocks caption min-seconds "
+        "max-seconds min-side"
+    )
     return {
         **dict.fromkeys((*free.split(), "cache-start", "pick"), nothing),
+        **dict.fromkeys(free_in_training.split(), nothing),
+        **_training_values(),
         "image": Values(files=True, suffixes=_PICTURES),
         # Folders are offered with the files.
         "inputs": Values(files=True, suffixes=(*_PICTURES, *_VIDEOS)),
@@ -131,6 +146,39 @@ def known_values() -> Mapping[str, Values]:
     }
 
 
+def _training_values() -> dict[str, Values]:
+    """What the flags of `osp train-lora` and `osp dataset` take, beside those of clips."""
+    from osp_cli import train_request as training
+    from osp_cli.models.lora_targets import PRESETS
+    from osp_cli.registry import model_specs
+
+    animators = [s for s in model_specs().values() if s.train_mode in ("flash", "inpaint")]
+    lists = ("jsonl", "json", "csv", "toml", "txt")
+    return {
+        "mode": _plain(training.MODES),
+        "condition": _plain(training.CONDITIONS),
+        "timesteps": _plain(training.TIMESTEPS),
+        "optimizer": _plain(training.OPTIMIZERS),
+        "lr-schedule": _plain(training.LR_SCHEDULES),
+        "save-format": _plain(training.SAVE_FORMATS),
+        "log": _plain(training.LOGS),
+        "targets": _plain(tuple(PRESETS)),
+        "frozen-quant": _plain(training.TRAIN_QUANTS),
+        "going-on": _plain((training.AUTO, training.NEVER)),
+        # Folders are offered with the files.
+        "dataset": Values(files=True, suffixes=lists),
+        "data": Values(files=True, suffixes=lists),
+        "sources": Values(files=True, suffixes=(*_PICTURES, *_VIDEOS)),
+        "sample-image": Values(files=True, suffixes=_PICTURES),
+        **dict.fromkeys(("cache-dir", "judge"), Values(files=True)),
+        "report": Values(files=True, suffixes=("json",)),
+        "stylizer": _plain(STYLIZERS),
+        "animator": Values(
+            words=((STYLIZERS[0], ""), *((s.name, s.description) for s in animators))
+        ),
+    }
+
+
 def describe(group: Any) -> tuple[Command, ...]:
     """The commands of the program, `osp` itself first; what is hidden is left out.
 
@@ -161,19 +209,20 @@ def _describe(name: str, command: Any, context: typer.Context) -> Command:
     return Command(
         name,
         _one_line(command.short_help or command.help),
-        tuple(map(_option, options)),
+        tuple(_option(param, name) for param in options),
         # A group's own argument is the command, which is not asked for here.
         tuple(Argument(param.metavar or param.name.upper(), param.name) for param in arguments),
     )
 
 
-def _option(param: Any) -> Option:
+def _option(param: Any, command: str) -> Option:
     # Long spellings first, as those of help come in another order each time.
     flags = tuple(sorted((*param.opts, *param.secondary_opts), key=_is_short))
     if param.is_flag or param.count:
         return Option(flags, _one_line(param.help), repeatable=bool(param.count))
     long = next((flag for flag in param.opts if flag.startswith("--")), param.opts[0])
     kind = long.lstrip("-")
+    kind = _OWN_KINDS.get((command, kind), kind)
     metavar = param.metavar or param.name.upper()
     return Option(flags, _one_line(param.help), metavar, kind, bool(param.multiple))
 

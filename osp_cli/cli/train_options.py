@@ -40,8 +40,10 @@ HELP: Mapping[str, Help] = {
     "model": Help(_WHAT, "NAME", "Base to train on, of `osp models` [osp-mini]"),
     "trigger": Help(_WHAT, "TEXT", "Words that call it up, put before captions without them"),
     "rank": Help(_WHAT, "N", "Of the LoRA [8; the base's recipe]"),
-    "alpha": Help(_WHAT, "X", "It counts alpha / rank [4]"),
-    "targets": Help(_WHAT, "NAMES", "qkv-ffn, attn, all, paint, or layers [qkv-ffn]"),
+    "alpha": Help(_WHAT, "X", "It counts alpha / rank [4; the base's recipe]"),
+    "targets": Help(
+        _WHAT, "NAMES", "qkv-ffn, attn, all, paint, or layers [qkv-ffn; the base's recipe]"
+    ),
     "mode": Help(_WHAT, "MODE", "flash, t2v or inpaint [the base's]"),
     "train-adapter": Help(_WHAT, "", "Train the maps from prompt features too"),
     "full": Help(_WHAT, "", "Train all weights, as section 5.1 of the paper"),
@@ -54,8 +56,8 @@ HELP: Mapping[str, Help] = {
     "condition": Help(
         _DATA,
         "KIND",
-        "Picture a clip follows from: first (frame), source (beside it), plain (first frame "
-        "robbed of its style), auto",
+        "Picture a clip follows from: source (NAME.source.png beside it), plain (first frame "
+        "robbed of its style), first (frame as it is), auto [auto; the base's recipe]",
     ),
     "cache-dir": Help(_DATA, "FOLDER", "Where encoded clips are kept"),
     "latent-frames": Help(_DATA, "N", "Latent frames that a step looks at; 0 for all"),
@@ -78,11 +80,13 @@ HELP: Mapping[str, Help] = {
     "timesteps": Help(_NOISE, "KIND", "uniform, logit-normal or logit-normal-shift [uniform]"),
     "sigma-shift": Help(_NOISE, "X", "Shift of noise levels [1; the base's recipe]"),
     "sigma-power": Help(_NOISE, "X", "Weight of a noise level, its power [0]"),
-    "save-every": Help(_WAY, "N", "Steps between checkpoints [250]"),
+    "save-every": Help(_WAY, "N", "Steps between checkpoints [250; the base's recipe]"),
     "keep": Help(_WAY, "N", "Checkpoints that are kept [3]"),
-    "sample-every": Help(_WAY, "N", "Steps between samples; 0 for none [250]"),
+    "sample-every": Help(_WAY, "N", "Steps between samples; 0 for none [250; the base's recipe]"),
     "sample-prompt": Help(_WAY, "TEXT", "Of a sample; may be repeated [three built-in ones]"),
-    "sample-image": Help(_WAY, "FILE", "Picture of samples; may be repeated [from the data]"),
+    "sample-image": Help(
+        _WAY, "FILE", "Picture of samples; may be repeated [a photo, and of the data]"
+    ),
     "save-format": Help(_WAY, "NAME", "native, kohya or peft [native]"),
     "log": Help(_WAY, "KIND", "tensorboard too; metrics.jsonl is always written"),
     "device": Help(_MACHINE, "NAME", "auto, cpu, cuda, cuda:N or mps [auto]"),
@@ -152,7 +156,7 @@ DatasetArg = Annotated[
     str | None,
     typer.Argument(
         metavar="DATA",
-        help="Folder of clips, each with a text of its name; or metadata, osp.jsonl, TOML",
+        help="Folder of clips, fox.txt beside fox.mp4; or metadata.jsonl, osp.jsonl, a TOML list",
         show_default=False,
     ),
 ]
@@ -174,7 +178,7 @@ ResumeOpt = Annotated[
     typer.Option(
         "--resume",
         metavar="WHICH",
-        help="auto goes on where the run stopped, never begins anew, or a checkpoint's folder",
+        help="auto goes on where the run stopped, never begins anew; or a checkpoint's folder",
     ),
 ]
 AllowEmptyOpt = Annotated[

@@ -20,6 +20,7 @@ from osp_cli.cli import shells
 from osp_cli.cli.app import app
 from osp_cli.cli.completion import SCRIPTS
 from osp_cli.cli.description import Argument, Command, Option, Values, describe, known_values
+from osp_cli.errors import InvalidRequestError
 from osp_cli.media import image as media_image
 from osp_cli.registry import model_specs, style_presets
 
@@ -139,7 +140,55 @@ def test_every_option_with_words_is_compared_with_the_program():
     compared = {"style", "model", "sampler", "cache", "preview", "device", "dtype"}
     compared |= {"offload", "quant", "attention"}
     with_words = {kind for kind, values in known_values().items() if values.words}
-    assert with_words == compared | {"shell", "document", "subject", "models", "name", "sink"}
+    compared |= {"stylizer", "animator", *TRAINING}
+    assert with_words == compared | {
+        "targets",
+        "going-on",
+        "shell",
+        "document",
+        "subject",
+        "models",
+        "name",
+        "sink",
+    }
+
+
+TRAINING = {
+    "mode": "mode", "condition": "condition", "timesteps": "timesteps", "optimizer": "optimizer",
+    "lr-schedule": "lr-schedule", "save-format": "save-format", "log": "log",
+    "frozen-quant": "quant",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "flag"), TRAINING.items())
+def test_the_words_of_training_are_those_that_it_names(osp, kind, flag):
+    outcome = osp("train-lora", "clips", "--out", "glass", f"--{flag}", "nonsense")
+    assert outcome.code == 2
+    if kind == "mode":  # told by name only where no model could be trained so
+        named = ["flash, t2v, inpaint"]
+    else:
+        named = re.findall(r"there are: (.*)", outcome.err)
+    assert {word for word, _ in known_values()[kind].words} == set(named[0].split(", "))
+
+
+def test_the_words_of_datasets_are_those_that_are_known():
+    from osp_cli.runtime.editors import EDITORS
+    from osp_cli.training.building.request import settle_build
+
+    words = {kind: {word for word, _ in known_values()[kind].words} for kind in known_values()}
+    assert words["stylizer"] == {"procedural", *EDITORS}
+    unsaid = dict.fromkeys(
+        ("num_frames", "fps", "size", "caption", "prompt", "min_seconds", "max_seconds", "min_side")
+    )
+    for name in ("procedural", *model_specs()):
+        can = True
+        try:
+            settle_build(
+                stylizer="procedural", animator=name, seed=1, gates=True, allow_cuts=False, **unsaid
+            )
+        except InvalidRequestError:
+            can = False
+        assert (name in words["animator"]) == can, name
 
 
 def test_styles_and_models_come_with_what_they_are():
@@ -235,6 +284,15 @@ PICTURES = {"photo.png", "my cat.JPG", "a:b.png", "folder"}
         ("osp download --limit-rate ", set()),
         ("osp styles ", set(style_presets())),
         ("osp models ", {"inspect"}),
+        ("osp train-lora --condition ", {"auto", "first", "source", "plain"}),
+        ("osp train-lora --quant ", {"none", "fp8"}),
+        ("osp train-lora --resume ", {"auto", "never"}),
+        ("osp train-lora --save-format k", {"kohya"}),
+        ("osp train-lora --lr ", set()),
+        ("osp train-lora ", {"notes.txt", "jobs.csv", "set.toml", "folder"}),
+        ("osp dataset ", {"check", "build"}),
+        ("osp dataset build --stylizer flux2", {"flux2", "flux2-klein"}),
+        ("osp dataset build --animator osp-mini-", {"osp-mini-live"}),
         ("osp models inspect ", {"style.safetensors", "folder"}),
         ("osp models --json inspect --m", {"--model"}),
         ("osp models inspect --model flash", {"flashi2v-1.3b"}),

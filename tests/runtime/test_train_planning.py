@@ -418,7 +418,7 @@ def test_a_plan_is_made_before_the_weights_are_there(monkeypatch, tmp_path):
     from osp_cli.runtime.training import train
 
     monkeypatch.setenv("OSP_HOME", str(tmp_path))
-    monkeypatch.setattr(train_planning, "this_machine", lambda *_: machine_of(80, kind="cpu"))
+    monkeypatch.setattr(train_planning, "this_machine", lambda *_, **__: machine_of(80, kind="cpu"))
     request, report = request_of(SMALL, device="cpu"), report_of(((512, 512), 49))
     planned, told = train(request, report, dry_run=True)
     assert isinstance(planned, TrainingPlanned)
