@@ -9,7 +9,7 @@ from typing import Any
 
 from osp_cli import __version__
 from osp_cli.errors import InvalidRequestError
-from osp_cli.registry import DTYPES, ModelSpec, find_model, model_specs, style_presets
+from osp_cli.registry import ModelSpec, find_model, model_specs, style_presets
 
 MODES = ("flash", "t2v", "inpaint")
 CONDITIONS = ("auto", "first", "source", "plain")
@@ -19,6 +19,8 @@ LR_SCHEDULES = ("constant", "linear", "cosine")
 SAVE_FORMATS = ("native", "kohya", "peft")
 LOGS = ("jsonl", "tensorboard")
 TRAIN_QUANTS = ("none", "fp8")
+# Gradients of half precision leave its range, and nothing here scales them.
+TRAIN_DTYPES = ("auto", "bfloat16", "float32")
 MAX_RANK = 1024
 NEVER = "never"
 AUTO = "auto"
@@ -202,7 +204,7 @@ class TrainRequest:
             ("--lr-schedule", self.lr_schedule, LR_SCHEDULES),
             ("--save-format", self.save_format, SAVE_FORMATS),
             ("--quant", self.quant, TRAIN_QUANTS),
-            ("--dtype", self.dtype, ("auto", *DTYPES)),
+            ("--dtype", self.dtype, TRAIN_DTYPES),
             *(("--log", log, LOGS) for log in self.logs),
         ):
             if value not in known:

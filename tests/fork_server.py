@@ -44,6 +44,7 @@ from osp_cli.runtime import (
     stream_state,
     train_encoding,
     train_export,
+    train_steps,
     training,
 )
 from osp_cli.runtime.train_page import RunPage
@@ -82,7 +83,7 @@ STAGES = {
     # After five states and the video.
     "sidecar": (files, "publish", 7),
     # Of training.
-    "look": (training, "_new_run", 1),
+    "look": (training, "new_run", 1),
     "encode clip": (train_encoding, "encode_window", 2),
     "keep clip": (ClipCache, "write", 2),
     "train": (trainer.Trainer, "_take_step", 1),
@@ -93,7 +94,7 @@ STAGES = {
     "prune": (trainer, "prune", 1),
     "sample": (TrainingSamples, "_write", 1),
     "page": (RunPage, "write", 1),
-    "export": (training, "export", 1),
+    "export": (train_steps, "export", 1),
     "install": (train_export, "install", 1),
 }
 

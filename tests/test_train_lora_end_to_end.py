@@ -92,12 +92,12 @@ def run(trained, world, away):
 @pytest.fixture
 def nothing_loaded(monkeypatch):
     """Fails where a model is loaded."""
-    from osp_cli.runtime import training
+    from osp_cli.runtime import train_parts
 
     def loaded(*_args, **_kwargs):
         pytest.fail("weights were loaded")
 
-    monkeypatch.setattr(training, "load_parts", loaded)
+    monkeypatch.setattr(train_parts, "load_parts", loaded)
 
 
 def names(folder):

@@ -199,7 +199,10 @@ CacheOnlyOpt = Annotated[
 OverwriteOpt = Annotated[
     bool,
     typer.Option(
-        "--overwrite", "-y", help="Replace an adapter of that name, begin anew", show_default=False
+        "--overwrite",
+        "-y",
+        help="Replace an adapter of that name; with --resume never, a run too",
+        show_default=False,
     ),
 ]
 OfflineOpt = opt.OfflineOpt

@@ -139,6 +139,27 @@ def _show_plan(plan: TrainPlan, display: Display | None) -> None:
             console.write_line(line)
 
 
+def _refuse_packages(request: TrainRequest) -> None:
+    """What is asked for and needs a package that is not here."""
+    from importlib.util import find_spec
+
+    from osp_cli.errors import InvalidRequestError
+
+    for asked, package, otherwise in (
+        (request.optimizer == "adamw8bit", "bitsandbytes", "--optimizer adamw"),
+        (
+            "tensorboard" in request.logs,
+            "tensorboard",
+            "leave it out: metrics.jsonl is always written",
+        ),
+    ):
+        if asked and find_spec(package) is None:
+            flag = "--optimizer adamw8bit" if package == "bitsandbytes" else "--log tensorboard"
+            raise InvalidRequestError(
+                f"{flag} needs the package {package}", hint=f"pip install {package}, or {otherwise}"
+            )
+
+
 def _is_first() -> bool:
     """Whether this process looks and speaks, of those that share a run."""
     return os.environ.get("RANK", "0") == "0"
@@ -153,9 +174,14 @@ def _events(
 ) -> Iterator[Event]:
     """The events of the run, with the notices of the settings and the time of the imports."""
     from osp_cli.events import DatasetChecked, Done, Notice, TrainingPlanned
+    from osp_cli.hub.whole import whole_weights_dir
 
     request = settled.request
     yield from (Notice(message) for message in settled.notices)
+    if not (manner.dry_run or request.validate_only):
+        # Known in milliseconds, where a look at the data may take minutes.
+        whole_weights_dir(request.spec)
+        _refuse_packages(request)
     report = None
     if _is_first():
         report = _look_at_data(request, display)
