@@ -7,7 +7,7 @@ samples ends with the same weights as one without.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class TrainingSamples:
     @torch.no_grad()
     def make(
         self, step: int, transformer: Any, vae: Any, source: ConditionSource, *, write: bool = True
-    ) -> Iterator[SampleMade]:
+    ) -> Generator[SampleMade]:
         """Make all samples; processes that share the transformer make them together.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -192,7 +192,7 @@ def _steps(
     run.transformer.train()
     if _samples_are_missing(run, trainer):
         with trainer.averaged():
-            yield from _samples(run, trainer.step)
+            yield from _samples(run, trainer.step, stop)
 
     def samples_of(step: int) -> list[str]:
         return [run.report.windows[s.index].entry.place for s in order.batch(step)]
@@ -220,7 +220,7 @@ def _steps(
                 page.write()
         if _has_samples(run, report.step, trainer):
             with trainer.averaged():
-                yield from _samples(run, report.step)
+                yield from _samples(run, report.step, stop)
 
 
 def _has_samples(run: Run, step: int, trainer: Trainer) -> bool:
@@ -244,10 +244,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _samples(run: Run, step: int) -> Iterator[Event]:
+def _samples(run: Run, step: int, stop: StopSignal) -> Iterator[Event]:
     if run.samples is None:
         return
     yield StageStarted("samples")
-    yield from run.samples.make(
-        step, run.transformer, run.vae, run.conditions, write=run.group.writes
-    )
+    made = run.samples.make(step, run.transformer, run.vae, run.conditions, write=run.group.writes)
+    with closing(made):
+        for event in made:
+            yield event
+            # Whoever stops need not wait for all; those that are missing are made when the run
+            # goes on. Processes that share a model cannot leave one another alone.
+            if stop.requested and run.group.world == 1:
+                break
