@@ -182,9 +182,11 @@ def _events(
         # Known in milliseconds, where a look at the data may take minutes.
         whole_weights_dir(request.spec)
         _refuse_packages(request)
-    report = None
+    report, looked = None, 0.0
     if _is_first():
+        began = time.monotonic()
         report = _look_at_data(request, display)
+        looked = time.monotonic() - began
         yield DatasetChecked(report.as_json())
         from osp_cli.training.dataset.entries import refuse
 
@@ -195,14 +197,14 @@ def _events(
         display.begin("load")
     from osp_cli.runtime.training import train  # torch starts here
 
-    imported = time.monotonic() - started
+    imported = time.monotonic() - started - looked
     for event in train(request, report, stop=stop, dry_run=manner.dry_run):
         if manner.dry_run and not manner.as_json and isinstance(event, TrainingPlanned):
             # Asked for, so it is the result.
             _show_plan(event.plan, display)
         if isinstance(event, Done):
-            timings = {"imports": imported, **event.timings}
-            event = Done(event.seconds + imported, timings, event.skipped_steps)
+            timings = {"imports": imported, "check": looked, **event.timings}
+            event = Done(event.seconds + imported + looked, timings, event.skipped_steps)
         yield event
 
 

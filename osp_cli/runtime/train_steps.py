@@ -73,6 +73,12 @@ def run_steps(run: Run, stop: StopSignal) -> Iterator[Event]:
         yield from map(Notice, trainer.notices)
         if trainer.resumed is not None:
             yield Notice(_resumed_notice(trainer))
+            before = trainer.resumed.state.settings["steps"]
+            if request.lr_schedule != "constant" and before != trainer.settings.steps:
+                yield Notice(
+                    f"the learning rate falls until step {trainer.settings.steps} now, "
+                    f"not {before}: it is {trainer.settings.rate(trainer.step):.0%} of --lr here"
+                )
             if batch != _asked_batch(run):
                 yield Notice(f"the run keeps its batch: {batch} samples a step")
         page = (

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 
 from osp_cli.errors import WontFitError
 from osp_cli.events import (
+    ClipEncoded,
     Done,
     Event,
     Loaded,
     Notice,
+    SampleMade,
+    Saved,
     TrainingPlanned,
     TrainStepDone,
 )
@@ -44,6 +47,15 @@ from osp_cli.training.distributed import (
     leave_group,
 )
 
+# What a run's seconds go to, by what it tells of.
+_STAGE_OF: Mapping[type[Event], str] = {
+    Loaded: "load",
+    ClipEncoded: "encode",
+    TrainStepDone: "training",
+    SampleMade: "samples",
+    Saved: "save",
+}
+
 
 def train(
     request: TrainRequest,
@@ -66,7 +78,7 @@ def train(
     """
     started = time.perf_counter()
     timings: dict[str, float] = {}
-    skipped = 0
+    skipped, before = 0, started
     stop = stop or StopSignal()
     group = DataGroup()
     if not dry_run:
@@ -75,11 +87,13 @@ def train(
     assert report is not None
     try:
         for event in _explained(request, _train(request, report, group, stop, dry_run=dry_run)):
+            now = time.perf_counter()
             if isinstance(event, TrainStepDone):
-                timings["training"] = timings.get("training", 0.0) + event.seconds
                 skipped += event.skipped
-            elif isinstance(event, Loaded):
-                timings["load"] = timings.get("load", 0.0) + event.seconds
+            if (name := _STAGE_OF.get(type(event))) is not None:
+                # What came since the event before was this.
+                timings[name] = timings.get(name, 0.0) + now - before
+            before = now
             if group.writes:
                 yield event
     finally:

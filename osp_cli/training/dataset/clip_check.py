@@ -166,9 +166,15 @@ def _check_shape(facts: Facts, settings: CheckSettings, notes: Notes) -> tuple[i
         notes.error(
             "too-small",
             f"{width}x{height}, its bucket is {wanted[0]}x{wanted[1]}",
-            "--allow-upscale enlarges it, or train at a smaller --size",
+            f"--allow-upscale enlarges it, --size {_fitting(facts.size, settings)} fits it",
         )
     return size
+
+
+def _fitting(size: tuple[int, int], settings: CheckSettings) -> str:
+    """The largest size that a clip need not be enlarged for."""
+    step = settings.multiple_of
+    return "x".join(str(max(step, side // step * step)) for side in size)
 
 
 def _check_length(
