@@ -84,6 +84,8 @@ def train(
     if not dry_run:
         group = join_group(request.context_parallel, resolve_device(request.device))
         report = group.told(report)
+        # Another launcher's processes count as ours do.
+        request = replace(request, gpus=group.world) if group.world > 1 else request
     assert report is not None
     try:
         for event in _explained(request, _train(request, report, group, stop, dry_run=dry_run)):
