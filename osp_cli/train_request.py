@@ -301,6 +301,12 @@ class TrainRequest:
                 f"{spec.name} sees at most {spec.max_frames} frames, got {self.num_frames}",
                 hint=f"--frames {spec.max_frames}",
             )
+        if self.latent_frames and not spec.has_latent_shifting:
+            raise InvalidRequestError(
+                f"--latent-frames leaves out some of a clip, and {spec.name} takes the rest to "
+                "follow one another",
+                hint="leave it out, or fewer --frames",
+            )
         if self.quant != "none" and (problem := spec.precision_problem("auto", self.quant)):
             raise InvalidRequestError(problem, hint="leave it out, the model is small as it is")
 

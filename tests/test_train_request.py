@@ -259,3 +259,13 @@ def test_a_fingerprint_is_json_and_says_what_differs():
     assert request(trigger="glass").fingerprint() != plain
     assert request(seed=1).fingerprint() != plain
     assert request(output=Path("else"), max_steps=9, device="cpu").fingerprint() == plain
+
+
+@pytest.mark.parametrize(
+    ("model", "mode"), [("wan2.1-t2v-1.3b", "t2v"), ("wan2.1-i2v-14b-480p", "inpaint")]
+)
+def test_models_that_know_no_places_of_frames_see_all_of_a_clip(model, mode):
+    values = {"model": model, "mode": mode}
+    assert request(**values).latent_frames == 0
+    assert refused(**values, latent_frames=3).message.startswith("--latent-frames ")
+    assert request(model="flashi2v-1.3b", latent_frames=3).latent_frames == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from osp_cli.errors import RuntimeFailureError
 from osp_cli.events import ClipEncoded
 from osp_cli.models.latents import encode_latents
 from osp_cli.procedural.plain import plain_picture
+from osp_cli.runtime.train_stages import MASKS
 from osp_cli.train_request import TrainRequest
 from osp_cli.training.conditions import ConditionSource
 from osp_cli.training.dataset.cache import ClipCache
@@ -26,9 +28,6 @@ from osp_cli.training.masks import first_frame_known, masked_latents, random_mas
 from osp_cli.training.objective import KNOWN, merged
 from osp_cli.training.randomness import step_generator
 from osp_cli.training.samples import EncodedClip
-
-# How many ways of knowing a part of a clip are kept, for models with a mask.
-VARIANTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class ClipStore:
         Args:
             load: the encoders, called only where there is something to encode.
         """
-        missing = self.missing()
+        missing = set(self.missing())
         encoders = load() if missing else None
         total = len(self.windows)
         for number in range(total):
@@ -123,8 +122,10 @@ class ClipStore:
 
 
 def prompt_with_trigger(caption: str, trigger: str) -> str:
-    """`trigger, caption`; a caption that says it already stays as it is."""
-    if not trigger or trigger.lower() in caption.lower():
+    """`trigger, caption`, as `own_styles` writes it; a caption that says it already stays."""
+    trigger = trigger.strip(" ,;:")
+    # As words of their own: `ink` is not in "a pink house".
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
@@ -154,7 +155,8 @@ def encode_window(window: Window, store: ClipStore, encoders: Encoders) -> Encod
         encoders.conditions.prepare("", picture),
     )
     if request.mode == "inpaint":
-        clip = merged(clip, {KNOWN: _known_variants(vae, video, window, request)})
+        known = _known_variants(vae, video, _as_video(_pixels(shown)), window, request)
+        clip = merged(clip, {KNOWN: known})
     return clip
 
 
@@ -171,14 +173,20 @@ def _shown_picture(
     return Image.fromarray((plain * 255).round().to(torch.uint8).numpy())
 
 
-def _known_variants(vae: Any, video: Tensor, window: Window, request: TrainRequest) -> Tensor:
-    """What may be known of a clip: its first frame, and some masks."""
+def _known_variants(
+    vae: Any, video: Tensor, shown: Tensor, window: Window, request: TrainRequest
+) -> Tensor:
+    """What may be known of a clip: the picture that it follows from, and some masks.
+
+    The picture as CLIP sees it too, `(1, 3, 1, height, width)`: when clips are made with the
+    adapter, both come from one picture.
+    """
     generator = _generator(request, window, "mask")
     size = video.shape[2:]
-    masks = [first_frame_known(*size)]
-    masks += [random_mask(generator, *size) for _ in range(VARIANTS - 1)]
-    known = torch.stack([masked_latents(vae, video, mask) for mask in masks])
-    return known.to("cpu", torch.bfloat16)
+    known = [masked_latents(vae, torch.cat([shown, video[:, :, 1:]], 2), first_frame_known(*size))]
+    for _ in range(MASKS - 1):
+        known.append(masked_latents(vae, video, random_mask(generator, *size)))
+    return torch.stack(known).to("cpu", torch.bfloat16)
 
 
 def _generator(request: TrainRequest, window: Window, purpose: str) -> torch.Generator:
@@ -193,4 +201,9 @@ def _as_video(frames: NDArray[np.uint8]) -> Tensor:
 
 
 def _encode_picture(vae: Any, picture: Image.Image) -> Tensor:
-    return encode_latents(vae, _as_video(np.asarray(picture.convert("RGB"))[None]))[0]
+    return encode_latents(vae, _as_video(_pixels(picture)))[0]
+
+
+def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+    """`(1, height, width, 3)`."""
+    return np.asarray(picture.convert("RGB"))[None]

@@ -76,7 +76,13 @@ def new_run(
         report.windows,
         request,
         part_hash(hashes, "vae"),
-        "/".join(part_hash(hashes, part) for part in told),
+        # Models may share an encoder, and yet read prompts in other ways.
+        "/".join(
+            [
+                *(spec.conditioner, str(spec.max_sequence_length)),
+                *(part_hash(hashes, part) for part in told),
+            ]
+        ),
     )
     samples = None
     if request.sample_every and not request.cache_only:

@@ -7,6 +7,7 @@ samples ends with the same weights as one without.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ BUILT_IN_PROMPTS = (
 # Of the card's; a look on the way is enough.
 _SHARE_OF_STEPS = 0.4
 _CONTEXT = "encoder_hidden_states"
+# Of a sample: its step, and its number from 1 on.
+_NAME = re.compile(r"step-(\d{6,})-([1-9]\d*)\.mp4", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +149,17 @@ class TrainingSamples:
         self.records = []
         prompts = self.request.sample_prompts or BUILT_IN_PROMPTS
         for path in sorted(self.folder.glob("step-*-*.mp4")):
-            _, step, number = path.stem.split("-", 2)
+            name = _NAME.fullmatch(path.name)
+            if name is None:  # of somebody else
+                continue
+            step, number = int(name[1]), int(name[2])
             strip = path.with_suffix(".jpg")
-            if int(step) > done:
+            if step > done:
                 strip.unlink(missing_ok=True)
                 path.unlink()
                 continue
-            if strip.is_file() and number.isdecimal() and int(number) <= len(prompts):
-                self.records.append(SampleRecord(int(step), prompts[int(number) - 1], path, strip))
+            if strip.is_file() and number <= len(prompts):
+                self.records.append(SampleRecord(step, prompts[number - 1], path, strip))
 
     def _latents(
         self,

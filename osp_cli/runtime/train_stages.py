@@ -17,6 +17,10 @@ _DRIVER_BYTES = 600 * 2**20
 _FRAGMENTS = 1.05
 # Channels of the conditioner's rows as they are kept: Qwen2.5-VL-7B's, umT5's.
 _ROW_CHANNELS = {"qwen2.5-vl-released": 3584, "qwen2.5-vl": 3584, "umt5": 4096}
+# How many ways of knowing a part of a clip are kept, for models with a mask.
+MASKS = 4
+# CLIP's view of a picture, in single precision.
+_VIEW_BYTES = 257 * 1280 * 4
 
 
 def with_overhead(size: float, machine: Machine) -> int:
@@ -98,7 +102,7 @@ def cached_bytes(
     windows: Mapping[tuple[tuple[int, int], int], int],
 ) -> int:
     """Of all windows: latents, the picture's, and what the conditioner says, with and without
-    words.
+    words; for models with a mask also what is known of a clip.
 
     Args:
         spec: the base's card.
@@ -111,7 +115,11 @@ def cached_bytes(
     for (size, frames), count in windows.items():
         cells = (size[0] // spec.scale_factor_spatial) * (size[1] // spec.scale_factor_spatial)
         latent_frames = 2 + (frames - 1) // spec.scale_factor_temporal
-        total += count * (2 * spec.latent_channels * latent_frames * cells + told + 2**12)
+        each = 2 * spec.latent_channels * latent_frames * cells + told + 2**12
+        if spec.pipeline == "wan-i2v":
+            channels = spec.scale_factor_temporal + spec.latent_channels
+            each += 2 * MASKS * channels * (latent_frames - 1) * cells + 2 * _VIEW_BYTES
+        total += count * each
     return total
 
 

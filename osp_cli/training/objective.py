@@ -125,9 +125,8 @@ class ClipObjective:
             moments: number from which the latent frames follow that are looked at.
         """
         clips = [self.clip_of(sample.index) for sample in samples]
-        latents = torch.stack([clip.latents for clip in clips]).float()
         numbers = [sample.number for sample in samples]
-        draws = draw(self.settings, numbers, latents.shape, moments)
+        draws = draw(self.settings, numbers, (len(clips), *clips[0].latents.shape), moments)
         return clip_loss(self.model, self.conditions, clips, draws, self.settings, self.device)
 
 

@@ -98,9 +98,11 @@ def write_page(
         samples: in the order of their steps.
     """
     rows = _read_metrics(metrics)
+    # Whoever clears the folder meanwhile does not end the run by that.
+    samples = [sample for sample in samples if sample.strip.is_file() and sample.path.is_file()]
     parts = [f"<h1>{html.escape(title)}</h1>", _table(facts), "<h2>Loss</h2>", _loss_curve(rows)]
     if any(row.get("grad_norm") is not None for row in rows):
-        parts += ["<h2>Gradient norm</h2>", _curve(_series(rows, "grad_norm"), smooth=True)]
+        parts += ["<h2>Gradient norm</h2>", _curve(_series(rows, "grad_norm"))]
     if samples:
         parts.append("<h2>Samples</h2>")
     for step in sorted({sample.step for sample in samples}, reverse=True):
@@ -139,7 +141,7 @@ def _table(facts: Mapping[str, Any]) -> str:
 
 
 def _loss_curve(rows: Sequence[Mapping[str, Any]]) -> str:
-    return _curve(_series(rows, "loss"), smooth=True)
+    return _curve(_series(rows, "loss"))
 
 
 def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -152,7 +154,7 @@ def _series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, floa
     return found
 
 
-def _curve(points: Sequence[tuple[int, float]], *, smooth: bool) -> str:
+def _curve(points: Sequence[tuple[int, float]]) -> str:
     """An SVG of all values, faint, and of their running mean."""
     if len(points) < 2:
         return "<p>Nothing to draw yet.</p>"
@@ -179,8 +181,7 @@ def _curve(points: Sequence[tuple[int, float]], *, smooth: bool) -> str:
         f'<text x="{_WIDTH - 8}" y="{_HEIGHT - 6}" text-anchor="end">{int(steps[-1])}</text>'
     )
     lines = line(values, 'stroke="var(--soft)" stroke-width="1"')
-    if smooth:
-        lines += line(_running_mean(values), 'stroke="var(--line)" stroke-width="2"')
+    lines += line(_running_mean(values), 'stroke="var(--line)" stroke-width="2"')
     return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{marks}{lines}{ends}</svg>'
 
 

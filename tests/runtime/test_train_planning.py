@@ -327,6 +327,15 @@ def test_the_cache_holds_latents_and_two_variants_of_words():
     assert planned(80, report=twice).cache_bytes == plan.cache_bytes
 
 
+def test_the_cache_holds_what_is_known_of_a_clip():
+    report = report_of(*[((512, 512), 49)] * 10)
+    base = {"model": "wan2.1-i2v-14b-480p", "mode": "inpaint", "report": report}
+    latents, known, words = 2 * 16 * 14 * 64 * 64, 4 * 2 * 20 * 13 * 64 * 64, 2 * 2 * 512 * 4096
+    view = 2 * 4 * 257 * 1280
+    total = 10 * (latents + known + words + view)
+    assert total < planned(80, **base).cache_bytes < 1.01 * total
+
+
 @pytest.mark.parametrize(
     ("free", "what"),
     [({"cache_free": GB // 10}, "encoded clips"), ({"output_free": GB}, "4 checkpoints")],

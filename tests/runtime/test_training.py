@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from osp_cli.events import SampleMade
-from osp_cli.runtime import training
+from osp_cli.runtime import train_steps
 from osp_cli.stopping import StopSignal
 
 
@@ -35,7 +35,7 @@ def test_who_stops_waits_for_one_sample_only(world, made):
         samples=samples, transformer=None, vae=None, conditions=None,
         group=SimpleNamespace(world=world, writes=True),
     )  # fmt: skip
-    events = training._samples(run, 5, stop)
+    events = train_steps._samples(run, 5, stop)
     seen = [type(next(events)).__name__, type(next(events)).__name__]
     stop.note(signal.SIGINT)
     seen += [type(event).__name__ for event in events]

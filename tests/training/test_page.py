@@ -78,3 +78,17 @@ def test_samples_are_inside(tmp_path):
         "After step 10",
         "Before training",
     ]
+
+
+def test_samples_that_were_cleared_away_are_left_out(tmp_path):
+    samples = []
+    for step in (0, 10):
+        clip, strip = tmp_path / f"{step}.mp4", tmp_path / f"{step}.jpg"
+        clip.write_bytes(b"a video")
+        write_strip(np.zeros((5, 32, 48, 3), np.uint8), strip)
+        samples.append(SampleRecord(step, "snow", clip, strip))
+    samples[1].strip.unlink()
+    reader = page(tmp_path, [], samples)
+    assert reader.tags.count("img") == 1 and "Before training" in reader.text
+    samples[0].path.unlink()
+    assert "img" not in page(tmp_path, [], samples).tags
