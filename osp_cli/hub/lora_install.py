@@ -16,10 +16,18 @@ def check_name(name: str, *, overwrite: bool) -> None:
     """Refuse a name by which another LoRA is known.
 
     Raises:
-        InvalidRequestError: there is one, and it may not be replaced, or is a folder.
+        InvalidRequestError: there is one, or a companion without one, and it may not be replaced;
+            or it is a folder.
     """
     known = installed_loras().get(name)
     if known is None:
+        # What nothing names may be anybody's.
+        stray = loras_home() / f"{name}{COMPANION_SUFFIX}"
+        if stray.exists() and not overwrite:
+            raise InvalidRequestError(
+                f"{stray} is there already, and belongs to no LoRA {name!r}",
+                hint=f"--out {name}-2, or -y to replace it",
+            )
         return
     if not overwrite:
         raise InvalidRequestError(
@@ -63,11 +71,12 @@ def install(files: Iterable[Path], name: str, *, overwrite: bool = False) -> Pat
     with explained(target):
         home.mkdir(parents=True, exist_ok=True)
     other = home / f"{name}{COMPANION_SUFFIX}"
+    replaced = target.exists()
     if companions:
         _put(companions[0], other)
     _put(loras[0], target)
-    if not companions:
-        # Of the LoRA that was replaced.
+    if replaced and not companions:
+        # Of the LoRA that was there.
         other.unlink(missing_ok=True)
     return target
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from osp_cli.errors import CheckpointError, InvalidRequestError
 from osp_cli.hub.lora_install import check_name
+from osp_cli.loras import SUFFIX, loras_home
 from osp_cli.media.files import explained
+from osp_cli.own_styles import lora_metadata
 from osp_cli.runtime.sizes import transformer_shape
 from osp_cli.runtime.train_samples import sample_pictures
 from osp_cli.train_request import AUTO, NEVER, TrainRequest
@@ -15,6 +17,9 @@ from osp_cli.training.dataset.entries import DatasetReport
 from osp_cli.training.distributed import (
     check_context,
 )
+
+# What does not change while a run goes on.
+_OF_RUN = ("ss_output_name", "osp.base_sha256", "osp.dataset_sha256", "osp.seed", "osp.trigger")
 
 
 def refuse_paths(request: TrainRequest) -> None:
@@ -53,9 +58,18 @@ def check_tokens(request: TrainRequest, report: DatasetReport, weights: Path | N
 
 def refuse_name(request: TrainRequest) -> None:
     """An adapter of that name may not be lost; one that this very run made is its own."""
-    if not request.full:
-        finished = request.output / f"{request.name}.safetensors"
-        check_name(request.name, overwrite=request.overwrite or finished.is_file())
+    if request.full:
+        return
+    finished = request.output / f"{request.name}{SUFFIX}"
+    installed = loras_home() / f"{request.name}{SUFFIX}"
+    ours = finished.is_file() and (not installed.is_file() or _of_one_run(finished, installed))
+    check_name(request.name, overwrite=request.overwrite or ours)
+
+
+def _of_one_run(*files: Path) -> bool:
+    """Whether adapters say that they are of one run, perhaps after more or fewer steps."""
+    told = [lora_metadata(path) for path in files]
+    return len({tuple(each.get(key) for key in _OF_RUN) for each in told}) == 1
 
 
 def make_run_folder(request: TrainRequest) -> None:

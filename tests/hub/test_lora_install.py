@@ -111,3 +111,16 @@ def test_it_takes_one_lora_and_one_companion(home, run):
         with pytest.raises(ValueError, match="at most one companion"):
             install(files, "glass")
     assert not home.exists()
+
+
+def test_a_file_that_belongs_to_no_lora_is_nobodys_to_remove(home, run):
+    home.mkdir(parents=True)
+    stray = home / "glass.adapter.safetensors"
+    stray.write_bytes(b"mine")
+    with pytest.raises(InvalidRequestError, match="is there already"):
+        check_name("glass", overwrite=False)
+    install(run(companion=False), "glass", overwrite=True)
+    assert stray.read_bytes() == b"mine"
+    # Now there is a LoRA that it may belong to.
+    install(run(companion=False, contents=b"two"), "glass", overwrite=True)
+    assert not stray.exists()
