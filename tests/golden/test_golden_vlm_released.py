@@ -106,7 +106,7 @@ def loaded(request, tmp_path, tokenizer):
     card = find_model("uniworld-osp2-14b")
     spec = replace(card, dtypes={**card.dtypes, "conditioner": "float32"})
     [(_, conditioner)] = load_parts(
-        spec, SimpleNamespace(device="cpu", streamed=()), tmp_path, ["conditioner"]
+        spec, SimpleNamespace(device="cpu", streamed=(), loras=()), tmp_path, ["conditioner"]
     )
     return request.param, conditioner
 

@@ -24,7 +24,7 @@ PART = PartSize(parameters=1000, bytes=2000, largest=1000, outside=0, stored=200
 
 def request_of(**changes):
     return TrainRequest(
-        dataset=Path("clips"), name="ink", output=Path("runs"), model="flashi2v-1.3b", **changes
+        dataset=Path("clips"), name="glass", output=Path("runs"), model="flashi2v-1.3b", **changes
     )
 
 
