@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from osp_cli.errors import RuntimeFailureError
+from osp_cli.errors import RuntimeFailureError, UnreadableMediaError
 from osp_cli.events import ClipEncoded
 from osp_cli.models.latents import encode_latents
 from osp_cli.procedural.plain import plain_picture
@@ -28,6 +29,9 @@ from osp_cli.training.masks import first_frame_known, masked_latents, random_mas
 from osp_cli.training.objective import KNOWN, merged
 from osp_cli.training.randomness import step_generator
 from osp_cli.training.samples import EncodedClip
+
+# Raised when plain pictures or masks are drawn in another way.
+_DRAWN = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,7 @@ class ClipStore:
         condition = condition_of(window, request)
         if condition == "plain" or request.mode == "inpaint":
             # What is drawn for it follows from the seed.
-            condition = f"{condition}/{request.mode}/{request.seed}"
+            condition = f"{condition}/{request.mode}/{request.seed}/{_DRAWN}"
         return self.cache.key(
             window,
             vae_sha=self._vae_sha,
@@ -135,9 +139,10 @@ def encode_window(window: Window, store: ClipStore, encoders: Encoders) -> Encod
     """The numbers of one window.
 
     Raises:
-        UnreadableMediaError: the file is damaged.
+        UnreadableMediaError: a file is damaged, or is another than was looked at.
     """
     request = store.request
+    _refuse_changed(window)
     frames = read_window(window, request.fps, request.stride)
     vae = encoders.vae
     video = _as_video(frames)
@@ -158,6 +163,22 @@ def encode_window(window: Window, store: ClipStore, encoders: Encoders) -> Encod
         known = _known_variants(vae, video, _as_video(_pixels(shown)), window, request)
         clip = merged(clip, {KNOWN: known})
     return clip
+
+
+def _refuse_changed(window: Window) -> None:
+    """Files that were replaced meanwhile would be kept as what they were."""
+    seen = [(window.entry.source, window.source_content)]
+    if window.entry.kind != "frames":
+        seen.append((window.entry.path, window.content))
+    for path, content in seen:
+        if path is None or not content:
+            continue
+        with path.open("rb") as file:
+            now = hashlib.file_digest(file, "sha256").hexdigest()
+        if now != content:
+            raise UnreadableMediaError(
+                f"{path} has changed since it was looked at", hint="give the same command again"
+            )
 
 
 def _shown_picture(

@@ -52,7 +52,9 @@ class RunPage:
             f"{self._report.seconds:.0f} s",
             "steps": f"{plan.steps} of {plan.batch}, learning rate {request.learning_rate:g}, "
             f"seed {request.seed}",
-            "use": f'osp generate photo.jpg "..." --style {request.name}',
+            "use": f"osp download {plan.model} --local {request.output}/weights"
+            if plan.full
+            else f'osp generate photo.jpg "..." --style {request.name}',
         }
         records: Sequence[SampleRecord] = () if self._samples is None else self._samples.records
         metrics = request.output / "metrics.jsonl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def new_run(
 
     spec = request.spec
     hashes = weights_hash(weights)
+    # By what they are: files that were renamed are the same data, and come in the same order.
+    windows = sorted(
+        report.windows, key=lambda w: (w.content, w.start, w.entry.caption or "", w.num_frames)
+    )
+    report = replace(report, windows=tuple(windows))
     told = [part for part in spec.parts if part not in ("transformer", "vae")]
     store = ClipStore(
         ClipCache(request.cache_dir),

@@ -150,8 +150,14 @@ def _train(
         if not request.cache_only:
             make_run_folder(request)
             write_report(request, report)
-        yield from encode(run, stop)
-    group.wait_for_all()
+        for event in encode(run, stop):
+            # A sign of life: encoding may take longer than anybody waits in silence.
+            group.maximum(1)
+            yield event
+        group.maximum(0)
+    else:
+        while group.maximum(0):
+            pass
     if request.cache_only:
         return
     yield from load(run)

@@ -2,6 +2,8 @@
 
 The kinds and how often they come are those of the trainer that the paper names: nothing known 20 %,
 the first one to four frames 20 %, the first and the last frame 20 %, places inside of frames 40 %.
+A few are drawn once for each clip, as encoding what is known takes the autoencoder; one more says
+that the first frame is known, which is what clips are made with.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from osp_cli.errors import UnreadableMediaError
 from osp_cli.own_styles import _preset
 from osp_cli.registry import find_model
 from osp_cli.runtime import train_encoding, train_parts
@@ -60,7 +63,7 @@ class Seen:
 
 def window_of(**changes):
     entry = Entry(path=Path("a.mp4"), kind="video", caption="a", place="a.mp4", **changes)
-    return Window(entry=entry, start=0.0, num_frames=5, size=(16, 16), content="0" * 64)
+    return Window(entry=entry, start=0.0, num_frames=5, size=(16, 16), content="")
 
 
 def request_of(**changes):
@@ -106,3 +109,20 @@ def test_models_that_read_prompts_in_other_ways_share_no_clips(monkeypatch, tmp_
     small, large = key("flashi2v-1.3b", "t2v"), key("uniworld-osp2-14b", "t2v")
     assert small != large
     assert key("wan2.1-t2v-1.3b", "t2v") == small
+
+
+def test_a_file_that_was_replaced_is_not_kept_as_what_it_was(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"before")
+    entry = Entry(path=path, kind="image", caption="a", place="a.png")
+    content = hashlib.sha256(b"before").hexdigest()
+    window = Window(entry=entry, start=0.0, num_frames=1, size=(8, 8), content=content)
+    train_encoding._refuse_changed(window)
+    path.write_bytes(b"after")
+    with pytest.raises(UnreadableMediaError, match="has changed"):
+        train_encoding._refuse_changed(window)
+    whole = replace(window, content=hashlib.sha256(b"after").hexdigest())
+    train_encoding._refuse_changed(whole)
+    source = replace(entry, source=path)
+    with pytest.raises(UnreadableMediaError, match="has changed"):
+        train_encoding._refuse_changed(replace(whole, entry=source, source_content=content))

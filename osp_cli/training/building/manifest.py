@@ -7,9 +7,10 @@ stay as they are, so other programs may add their own.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from osp_cli.errors import InvalidRequestError
@@ -33,6 +34,10 @@ _KEYS = (
     *("video_sha256", "video_bytes"),
 )
 
+# What stands for files, and what files are called after.
+_FILES = ("video", "source", "keyframe")
+_ID = re.compile(r"[^/\\\0]{1,255}")
+
 Row = dict[str, Any]
 
 
@@ -43,7 +48,8 @@ class Manifest:
         path: of the file; it need not exist yet.
 
     Raises:
-        InvalidRequestError: a line is no row, and not the last one, cut short.
+        InvalidRequestError: a line is no row, and not the last one, cut short; or it names files
+            elsewhere.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,6 +58,10 @@ class Manifest:
         self._save_after = 0.0
         self._unsaved = False
         for number, row in _lines(path):
+            if (problem := _strange(row)) is not None:
+                raise InvalidRequestError(
+                    f"{path}, line {number}: {problem}", hint="remove the line, or build elsewhere"
+                )
             # Lines of others have no name, and only stay.
             self._rows[str(row.get("id", f"\0{number}"))] = row
 
@@ -103,6 +113,20 @@ class Manifest:
 def _ordered(row: Row) -> Row:
     known = {key: row[key] for key in _KEYS if key in row}
     return {**known, **{key: value for key, value in row.items() if key not in known}}
+
+
+def _strange(row: Row) -> str | None:
+    """What of a row would lead out of the dataset's folder: files are made and removed by it."""
+    if "id" not in row:
+        return None
+    if not _ID.fullmatch(str(row["id"])) or str(row["id"]) in (".", ".."):
+        return f"{row['id']!r} is no id"
+    for key in _FILES:
+        name = row.get(key)
+        parts = PurePath(name.replace("\\", "/")).parts if isinstance(name, str) else ()
+        if ".." in parts or (parts and PurePath(*parts).is_absolute()):
+            return f"{key} {name!r} is not in the dataset's folder"
+    return None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Row]]:

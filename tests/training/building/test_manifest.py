@@ -111,3 +111,23 @@ def clock(now, saves, path):
         yield path
 
     return output
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "../x"},
+        {"id": ".."},
+        {"id": "a/b"},
+        {"id": "a", "video": "../../else.mp4"},
+        {"id": "a", "source": "/etc/passwd"},
+        {"id": "a", "keyframe": "videos/../../x.png"},
+    ],
+)
+def test_rows_that_lead_elsewhere_are_refused(tmp_path, row):
+    path = tmp_path / "osp.jsonl"
+    path.write_text(
+        json.dumps({"id": "fine", "video": "videos/a.mp4"}) + "\n" + json.dumps(row) + "\n"
+    )
+    with pytest.raises(InvalidRequestError, match="line 2"):
+        Manifest(path)
