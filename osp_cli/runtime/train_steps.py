@@ -40,6 +40,11 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 
 
 def run_steps(run: Run, stop: StopSignal) -> Iterator[Event]:
+    """Prepare the transformer, take all steps, and write what was trained.
+
+    Raises:
+        OspError: as of `Trainer`; `kept` names the checkpoint to go on from.
+    """
     request, plan, group = run.request, run.plan, run.group
     device = run.device
     with ExitStack() as stack:

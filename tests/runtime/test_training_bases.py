@@ -164,3 +164,29 @@ def test_both_halves_of_conditions_make_what_clips_are_made_with(tiny_card, tiny
     source.unload()
     with pytest.raises(AttributeError):
         source.prepare("a cat", picture)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ("--dtype", "bfloat16"),
+        ("--dtype", "bfloat16", "--quant", "fp8"),
+        ("--dtype", "bfloat16", "--quant", "fp8", "--swap-blocks", "1"),
+        ("--dtype", "bfloat16", "--swap-blocks", "2", "--offload-activations"),
+    ],
+    ids=lambda way: "".join(way[2:]) or way[1],
+)
+@pytest.mark.parametrize(("cards", "model", "size", "mode"), [BASES[0], BASES[2], BASES[3]])
+def test_bases_in_few_bits_are_trained(
+    cards, model, size, mode, way, request, data, tmp_path, capsys
+):
+    request.getfixturevalue(cards)
+    lines = train(
+        capsys, data, tmp_path / "x", "-m", model, "--size", size, "--targets", "qkv-ffn",
+        "--sample-every", "0", "--grad-checkpoint", "-y", *way,
+    )  # fmt: skip
+    losses = [line["loss"] for line in lines if line["type"] == "train"]
+    assert len(losses) == 3 and None not in losses
+    trained = load_file(tmp_path / "x" / "x.safetensors")
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    assert all(value.any() for key, value in trained.items() if "lora_B" in key)
