@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from osp_cli.sampling.fourier import fourier_features
@@ -122,6 +123,11 @@ def plain(model: Any, clips: Clips, steps: int, device: torch.device) -> Iterato
     """Losses of the half page, drawn from the same numbers."""
     model.to(device)
     model.enable_gradient_checkpointing()
+    # As PEFT has it: inputs are widened to the factors' precision.
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer.cast_input_dtype_enabled for layer in layers]
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=_RATE, weight_decay=_DECAY, betas=_BETAS, eps=_EPS)
     settings = ObjectiveSettings(seed=_SEED)
@@ -151,6 +157,8 @@ def plain(model: Any, clips: Clips, steps: int, device: torch.device) -> Iterato
             yield loss.item()
     finally:
         model.disable_gradient_checkpointing()
+        for layer, enabled in zip(layers, before, strict=True):
+            layer.cast_input_dtype_enabled = enabled
 
 
 def reset_lora(model: Any, start: dict[str, Tensor]) -> None:
